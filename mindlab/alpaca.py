@@ -1,0 +1,305 @@
+"""Build Alpaca JSON for LLaMA-Factory: samples, the dataset_info entry that names them, and a manifest.
+
+Data sets are found the LLaMA-Factory way: every YAML says ``dataset_dir: data``, and
+``data/dataset_info.json`` names the files under ``data/processed/``.
+"""
+
+import json
+import shutil
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, field
+from itertools import islice
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from mindlab.errors import UserError
+from mindlab.files import atomic_path, sha256, write_json
+from mindlab.mind import Impressions, Mind
+from mindlab.prompts import (
+    FORMATS,
+    LikesDislikes,
+    LikesDislikesParts,
+    NextClick,
+    NextClickParts,
+    Pointwise,
+    PointwiseParts,
+    Record,
+)
+from mindlab.protocols import splits_of
+from mindlab.special_tokens import neutralise
+
+COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+FORMATS_OF = {"seed": ("likes_dislikes",), "dev": ("pointwise", "next_click")}
+# The tutorial's names; every other data set is mind_<protocol>_<format>_<split>.
+TUTORIAL_NAMES = {"train": ("mind", "mind_train.json"), "test": ("mind_test", "mind_test.json")}
+SLACK = 8  # tokens by which a batch estimate may differ, at the seams between text and template
+NO_HISTORY_SHARE = 0.05  # next_click records that hold one title alone: the form without history
+
+
+@dataclass(frozen=True)
+class Budget:
+    """How long a sample may be, in tokens as LLaMA-Factory counts them.
+
+    `count(record)` is exact and slow; `estimate(records)` counts many at once and may be off by `SLACK`.
+    """
+
+    count: Callable[[Record], int]
+    estimate: Callable[[list[Record]], list[int]]
+    cutoff_len: int
+
+
+@dataclass
+class Shortening:
+    """What the token check did, for the manifest."""
+
+    checked: int = 0
+    shortened: int = 0
+    titles_dropped: int = 0
+    longest: int = 0
+    still_too_long: int = 0
+
+
+@dataclass(frozen=True)
+class BuildOptions:
+    """What a data set depends on besides the data."""
+
+    protocol: str
+    format: str
+    seed: int = 42
+    negatives: int = 4
+    history_length: int = 8
+    language: str = "en"
+    limit: int | None = None
+    extra: dict[str, Any] = field(default_factory=dict)  # told in the manifest, e.g. model and template
+
+
+def dataset_name(protocol: str, form: str, split: str) -> tuple[str, str]:
+    """Return a data set's name and file name.
+
+    >>> dataset_name("dev", "next_click", "train")
+    ('mind_dev_next_click_train', 'mind_dev_next_click_train.json')
+    >>> dataset_name("seed", "likes_dislikes", "train")
+    ('mind', 'mind_train.json')
+    """
+    if protocol == "seed" and form == LikesDislikes.name:
+        return TUTORIAL_NAMES[split]
+    name = f"mind_{protocol}_{form}_{split}"
+    return name, f"{name}.json"
+
+
+def fit_budget(form: Any, parts: Any, tokens: int, budget: Budget, done: Shortening) -> Record:
+    """Return the record of `parts`, of about `tokens` tokens, with as few titles left out as make it fit.
+
+    A record that is too long even at its shortest is returned at its shortest and counted in
+    ``done.still_too_long``.
+    """
+    record = form.record(parts)
+    if tokens < 2 * budget.cutoff_len:  # an estimate will do for the others: they are far too long
+        tokens = budget.count(record)
+    most = form.droppable(parts)
+    dropped = 0
+    if tokens > budget.cutoff_len and most:
+        # Guess by characters, which are free to count, then walk to the exact border by tokens.
+        room = budget.cutoff_len / tokens * len(record["input"] + record["output"])
+        low, high = 0, most
+        while low < high:
+            middle = (low + high) // 2
+            shorter = form.record(parts, middle)
+            low, high = (low, middle) if len(shorter["input"] + shorter["output"]) <= room else (middle + 1, high)
+        dropped = low
+        tokens = budget.count(form.record(parts, dropped))
+        while tokens > budget.cutoff_len and dropped < most:
+            # Few titles are longer than 25 tokens, so this seldom jumps over the border.
+            dropped = min(most, dropped + -(-(tokens - budget.cutoff_len) // 25))
+            tokens = budget.count(form.record(parts, dropped))
+        while dropped > 1 and budget.cutoff_len - tokens >= 6:  # is there room for one title more?
+            fewer = budget.count(form.record(parts, dropped - 1))
+            if fewer > budget.cutoff_len:
+                break
+            dropped, tokens = dropped - 1, fewer
+        record = form.record(parts, dropped)
+    done.shortened += dropped > 0
+    done.titles_dropped += dropped
+    done.still_too_long += tokens > budget.cutoff_len
+    done.longest = max(done.longest, tokens)
+    return record
+
+
+def records(form: Any, parts: Iterable[Any], budget: Budget | None, done: Shortening) -> Iterator[Record]:
+    """Yield the record of every sample, made to fit the budget if there is one."""
+    if budget is None:
+        yield from map(form.record, parts)
+        return
+    for block in batched(parts, 256):
+        whole = [form.record(p) for p in block]
+        for p, record, tokens in zip(block, whole, budget.estimate(whole), strict=True):
+            done.checked += 1
+            if tokens + SLACK > budget.cutoff_len:
+                record = fit_budget(form, p, tokens, budget, done)
+            else:
+                done.longest = max(done.longest, tokens)
+            yield record
+
+
+def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
+    """Yield lists of at most `size` items (itertools has it from Python 3.12 on)."""
+    iterator = iter(items)
+    while block := list(islice(iterator, size)):
+        yield block
+
+
+def likes_dislikes_parts(impressions: Impressions, titles: np.ndarray) -> Iterator[LikesDislikesParts]:
+    """Yield the tutorial's sample of every impression: the last candidate is the target."""
+    for i in range(len(impressions)):
+        shown, labels = titles[impressions.candidates(i)], impressions.candidate_labels(i)
+        siblings = labels[:-1] == 1
+        yield LikesDislikesParts(
+            history=titles[impressions.reader_history(i)[-LikesDislikes.history_length :]].tolist(),
+            likes=shown[:-1][siblings].tolist(),
+            dislikes=shown[:-1][~siblings].tolist(),
+            target=shown[-1],
+            is_click=bool(labels[-1]),
+        )
+
+
+def pointwise_parts(
+    impressions: Impressions, titles: np.ndarray, history_length: int, negatives: int, rng: np.random.Generator
+) -> Iterator[PointwiseParts]:
+    """Yield every click and up to `negatives` non-clicks of the same impression per click, shuffled."""
+    rows, places = [], []
+    for i in range(len(impressions)):
+        labels = impressions.candidate_labels(i)
+        clicks, others = np.flatnonzero(labels == 1), np.flatnonzero(labels == 0)
+        keep = rng.permutation(others)[: negatives * len(clicks)]
+        places.append(np.concatenate([clicks, keep]))
+        rows.append(np.full(len(places[-1]), i))
+    row, place = np.concatenate(rows), np.concatenate(places)
+    for at in rng.permutation(len(row)):
+        i = int(row[at])
+        history = impressions.reader_history(i)
+        yield PointwiseParts(
+            history=titles[history[len(history) - min(len(history), history_length) :]].tolist(),
+            candidate=titles[impressions.candidates(i)[place[at]]],
+            is_click=bool(impressions.candidate_labels(i)[place[at]]),
+        )
+
+
+def next_click_parts(
+    impressions: Impressions, titles: np.ndarray, history_length: int, rng: np.random.Generator
+) -> Iterator[NextClickParts]:
+    """Yield one sample per distinct reader: history and then the clicks of these impressions, latest kept.
+
+    `NO_HISTORY_SHARE` of the readers also give one title alone, the form that has no history.
+    """
+    order = np.lexsort((impressions.ids, impressions.times))
+    clicked: dict[str, list[int]] = {}
+    for i in order:
+        user = impressions.users[i]
+        if user not in clicked:
+            clicked[user] = impressions.reader_history(i).tolist()
+        clicked[user].extend(impressions.candidates(i)[impressions.candidate_labels(i) == 1].tolist())
+    # A fixed order first, so that the records depend on the seed alone and not on who came first.
+    readers = sorted(user for user, news in clicked.items() if news)
+    for at in rng.permutation(len(readers)):
+        news = clicked[readers[at]]
+        if rng.random() < NO_HISTORY_SHARE:
+            yield NextClickParts([titles[news[int(rng.integers(len(news)))]]])
+        yield NextClickParts(titles[news[-history_length:]].tolist())
+
+
+def samples(
+    impressions: Impressions, titles: np.ndarray, options: BuildOptions, rng: np.random.Generator
+) -> Iterator[Any]:
+    """Yield the parts of every sample of one split, in their final order."""
+    if options.format == LikesDislikes.name:
+        return likes_dislikes_parts(impressions, titles)
+    if options.format == Pointwise.name:
+        return pointwise_parts(impressions, titles, options.history_length, options.negatives, rng)
+    return next_click_parts(impressions, titles, options.history_length, rng)
+
+
+def build(
+    mind: Mind,
+    options: BuildOptions,
+    out: Path,
+    budget: Budget | None = None,
+    progress: Callable[[Iterator[Any], str], Iterator[Any]] = lambda items, _: items,
+) -> dict[str, Any]:
+    """Write the JSON of every training split under ``out/processed`` and their entries in ``out``.
+
+    `out` is a LLaMA-Factory ``dataset_dir``: its ``dataset_info.json`` keeps the entries of others. The
+    test split of `dev` is not written: scoring streams it from the columns, with all candidates. Returns
+    the manifest, also written as ``out/processed/<first data set>.manifest.json``; the same data, options
+    and versions give the same bytes.
+
+    Raises UserError for a protocol and format that do not go together.
+    """
+    if options.format not in FORMATS_OF.get(options.protocol, ()):
+        known = ", ".join(f"{p} x {f}" for p, forms in FORMATS_OF.items() for f in forms)
+        raise UserError(f"protocol {options.protocol!r} with format {options.format!r}: expected one of {known}")
+    form = FORMATS[options.format](options.language)
+    titles = np.array([neutralise(title) for title in mind.news.title], dtype=object)
+    entries, files = {}, {}
+    for split, impressions in splits_of(options.protocol, mind, options.seed).items():
+        if options.protocol == "dev" and split == "test":
+            continue
+        if options.limit is not None and options.limit < len(impressions):
+            keep = np.random.default_rng(options.seed).permutation(len(impressions))[: options.limit]
+            impressions = impressions.take(keep)
+        name, file_name = dataset_name(options.protocol, options.format, split)
+        done = Shortening()
+        rng = np.random.default_rng([options.seed, sorted(("fit", "valid", "train", "test")).index(split)])
+        n = n_yes = 0
+        with atomic_path(out / "processed" / file_name) as path, path.open("w", encoding="utf-8") as file:
+            file.write("[")
+            parts = samples(impressions, titles, options, rng)
+            for record in progress(records(form, parts, budget, done), name):
+                file.write(("," if n else "") + "\n" + json.dumps(record, ensure_ascii=False))
+                n += 1
+                n_yes += record["output"].startswith("Yes")
+            file.write("\n]\n")
+        entries[name] = {"file_name": f"processed/{file_name}", "columns": COLUMNS}
+        files[name] = {
+            "file": f"processed/{file_name}",
+            "sha256": sha256(out / "processed" / file_name),
+            "impressions": len(impressions),
+            "records": n,
+            **({} if options.format == NextClick.name else {"records_yes": n_yes}),
+            "tokens": "unchecked" if budget is None else {"cutoff_len": budget.cutoff_len, **vars(done)},
+        }
+    _merge_dataset_info(out, entries)
+    manifest = {"options": vars(options), "data": mind.report, "datasets": files}
+    write_json(out / "processed" / f"{next(iter(entries))}.manifest.json", manifest)
+    return manifest
+
+
+def link_to(out: Path, factory: Path, names: list[str]) -> None:
+    """Copy data sets and merge their entries into the ``data/`` of a LLaMA-Factory checkout.
+
+    Raises UserError if `factory` is no folder.
+    """
+    if not factory.is_dir():
+        raise UserError(f"{factory}: no such folder; give the root of your LLaMA-Factory checkout")
+    info = json.loads((out / "dataset_info.json").read_text(encoding="utf-8"))
+    for name in names:
+        source = out / info[name]["file_name"]
+        with atomic_path(factory / "data" / info[name]["file_name"]) as path:
+            shutil.copyfile(source, path)
+    _merge_dataset_info(factory / "data", {name: info[name] for name in names})
+
+
+def _merge_dataset_info(folder: Path, entries: dict[str, Any]) -> None:
+    """Add `entries` to the folder's dataset_info.json, keeping what else is there; ASCII, as it must be."""
+    path = folder / "dataset_info.json"
+    known: dict[str, Any] = {}
+    if path.exists():
+        try:
+            known = json.loads(path.read_text(encoding="utf-8"))
+        except json.JSONDecodeError as error:
+            raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend it or move it away") from error
+    merged = {**known, **entries}
+    if merged != known:  # a checkout whose entries are already there stays unchanged in git
+        with atomic_path(path) as temporary:
+            temporary.write_text(json.dumps(merged, indent=2) + "\n", encoding="ascii")

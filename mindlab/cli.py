@@ -1,0 +1,28 @@
+"""What every script shares: one way to end, and a help text that shows its examples."""
+
+import argparse
+import sys
+from collections.abc import Callable
+from typing import NoReturn
+
+from mindlab.errors import UserError
+
+
+def parser(description: str) -> argparse.ArgumentParser:
+    """Return an argument parser that prints `description` (a module docstring) as written."""
+    return argparse.ArgumentParser(
+        description=description, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+
+
+def run(main: Callable[[], int | None]) -> NoReturn:
+    """Run `main` and exit: 0 done, 1 a problem was found, 2 the user's mistake, 130 interrupted."""
+    try:
+        code = main() or 0
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        code = 2
+    except KeyboardInterrupt:
+        print("interrupted: run the same command again to go on", file=sys.stderr)
+        code = 130
+    sys.exit(code)

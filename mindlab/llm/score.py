@@ -1,0 +1,124 @@
+"""What one format does with an engine: from a reader's history and candidates to one score each.
+
+Prompts are LLaMA-Factory's own token ids (`mindlab.chat`), so the model is asked exactly what it was
+trained on. `NextClickScorer` reads likelihoods, `YesNoScorer` the logits of Yes and No.
+"""
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from mindlab.chat import ChatTemplate, record_prompt
+from mindlab.errors import UserError
+from mindlab.llm.hf import HFEngine
+from mindlab.prompts import NextClick, Record
+
+
+class NextClickScorer:
+    """Score = log P(candidate's line | history) - log P(candidate's line | no history), one model.
+
+    The second term is what the model thinks of the headline for any reader; it is kept per news. With
+    `per_token` both terms are divided by the line's number of tokens. A reader without history gives
+    equal scores, which the metrics treat as ties.
+    """
+
+    def __init__(
+        self,
+        engine: HFEngine,
+        chat: ChatTemplate,
+        titles: Sequence[str],
+        form: NextClick,
+        history_length: int,
+        cutoff_len: int,
+        per_token: bool = False,
+    ):
+        """Take the neutralised `titles` of the whole catalogue; a history is cut to its latest titles.
+
+        Raises UserError if `cutoff_len` does not even hold the question.
+        """
+        self.engine = engine
+        self.titles = titles
+        self.history_length = history_length
+        self.cutoff_len = cutoff_len
+        self.per_token = per_token
+        self._system, self._user = form.text["system"], form.text["instruction"]
+        self._chat = chat
+        self._question = chat.prompt_ids(self._system, self._user)
+        # "- " starts every line; where its dash stands in an answer tells what the template puts around.
+        self._dash = chat.tokenizer.encode("-", add_special_tokens=False)[0]
+        around = chat.answer_ids(self._system, self._user, "-")
+        self._n_head = around.index(self._dash)
+        self._n_tail = len(around) - self._n_head - 1
+        self._head = around[: self._n_head]
+        if len(self._question) + len(self._head) >= cutoff_len:
+            raise UserError(f"cutoff_len {cutoff_len} does not hold the question alone; give a larger one")
+        self._lines: dict[int, list[int]] = {}
+        self._without_history: dict[int, float] = {}
+
+    def line(self, news: int) -> list[int]:
+        """Return the ids of a candidate's line, "- title" without the newline that ends it."""
+        if news not in self._lines:
+            text = f"- {self.titles[news]}"
+            self._lines[news] = self._chat.tokenizer.encode(text, add_special_tokens=False)
+        return self._lines[news]
+
+    def prefix(self, history: Sequence[int], longest_line: int = 0) -> list[int]:
+        """Return the ids of question and history; the oldest titles go until all fits `cutoff_len`."""
+        kept = list(history)[-self.history_length :] if self.history_length else []
+        while kept:
+            answer = NextClick.lines([self.titles[n] for n in kept]) + "-"
+            ids = self._chat.answer_ids(self._system, self._user, answer)
+            ids = self._question + ids[: len(ids) - self._n_tail - 1]
+            if len(ids) + longest_line + self._n_tail <= self.cutoff_len:
+                return ids
+            kept = kept[1:]
+        return self._question + self._head
+
+    def score(self, history: Sequence[int], candidates: Sequence[int]) -> np.ndarray:
+        """Return the float64 scores of `candidates` (news indices) for a reader with that history."""
+        lines = [self.line(n) for n in candidates]
+        prefix = self.prefix(history, max(map(len, lines)))
+        nothing = self._question + self._head
+        if prefix == nothing:
+            return np.zeros(len(lines))
+        new = [n for n in dict.fromkeys(candidates) if n not in self._without_history]
+        if new:
+            scores = self.engine.line_log_probs(nothing, [self.line(n) for n in new])
+            self._without_history.update(zip(new, scores.tolist(), strict=True))
+        scores = self.engine.line_log_probs(prefix, lines)
+        scores -= np.array([self._without_history[n] for n in candidates])
+        return scores / np.array([len(line) for line in lines]) if self.per_token else scores
+
+
+class YesNoScorer:
+    """Score = log P(Yes) - log P(No) at the first place of the answer, from logits, never from text."""
+
+    def __init__(self, engine: HFEngine, chat: ChatTemplate):
+        """Find the template's Yes and No: the ids that differ between the answers "Yes." and "No."."""
+        self.engine = engine
+        self.chat = chat
+        yes, no = (chat.answer_ids("", "?", answer) for answer in ("Yes.", "No."))
+        place = next(i for i, (y, n) in enumerate(zip(yes, no, strict=False)) if y != n)
+        self.answers = (yes[place], no[place])
+        self._head = yes[:place]  # glm4: the newline before the answer
+
+    def ids(self, record: Record) -> list[int]:
+        """Return the ids of a record's prompt up to the place where Yes or No comes."""
+        return self.chat.prompt_ids(record["system"], record_prompt(record)) + self._head
+
+    def score(self, records: Sequence[Record]) -> np.ndarray:
+        """Return the float64 scores of records that share a beginning, e.g. one impression's candidates."""
+        prompts = [self.ids(record) for record in records]
+        shortest = min(map(len, prompts)) - 1
+        first = np.array([p[:shortest] for p in prompts])
+        same = (first == first[0]).all(axis=0)
+        n_shared = shortest if same.all() else int(np.argmin(same))
+        lines = [p[n_shared:] for p in prompts]
+        logits = self.engine.last_logits(prompts[0][:n_shared], lines, self.answers)
+        return logits[:, 0] - logits[:, 1]
+
+    def generate(self, record: Record) -> str:
+        """Return the greedily generated answer, stripped: the tutorial's way of reading a prediction."""
+        ids = self.chat.prompt_ids(record["system"], record_prompt(record))
+        out = self.engine.generate(ids, self.chat.stop_ids())
+        return self.chat.tokenizer.decode(out, skip_special_tokens=True).strip()

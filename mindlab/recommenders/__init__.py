@@ -1,0 +1,28 @@
+"""Recommenders: one family a file, all with `fit` and `score` (see base.Recommender)."""
+
+from mindlab.errors import UserError
+from mindlab.recommenders.base import Recommender
+from mindlab.recommenders.category import CategoryShare
+from mindlab.recommenders.chance import Random
+from mindlab.recommenders.minilm import MiniLM
+from mindlab.recommenders.popularity import StaticPopularity, StreamingPopularity
+from mindlab.recommenders.tfidf import TfIdf
+
+# Those that need nothing but data; `oracle` needs a file and is built by its own class.
+SIMPLE = {
+    kind.name: kind for kind in (Random, StaticPopularity, StreamingPopularity, CategoryShare, TfIdf, MiniLM)
+}
+
+
+def make_recommender(name: str) -> Recommender:
+    """Return a new recommender by its name in the leaderboard.
+
+    Raises:
+        UserError: if no simple recommender has that name.
+
+    >>> make_recommender("popularity").track
+    'static'
+    """
+    if name not in SIMPLE:
+        raise UserError(f"no recommender named {name!r}; expected one of {', '.join(SIMPLE)}")
+    return SIMPLE[name]()

@@ -1,0 +1,90 @@
+"""What every recommender is, and the one door through which they are asked for scores."""
+
+from typing import Protocol, Self, runtime_checkable
+
+import numpy as np
+
+from mindlab.mind import Impressions, News
+from mindlab.recommenders.past import PastLog
+
+
+@runtime_checkable
+class Recommender(Protocol):
+    """The structural type of a recommender; nothing inherits from it.
+
+    `track` is "static" (labels end with the training split) or "streaming" (may ask `past`, which also
+    holds the labels of earlier test impressions). The two are never ranked together.
+    """
+
+    name: str
+    track: str
+
+    def fit(
+        self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
+    ) -> Self:
+        """Learn from labelled `train` (and choose settings on `valid`), and return self."""
+
+    def score(self, test: Impressions, news: News, past: PastLog | None) -> np.ndarray:
+        """Return float64 scores, flat and aligned with ``test.news``, higher is better.
+
+        `test` has no labels. `past` is None for the static track.
+        """
+
+
+def score_without_labels(
+    recommender: Recommender, test: Impressions, news: News, past: PastLog | None = None
+) -> np.ndarray:
+    """Return the recommender's scores, having taken the labels of `test` away first.
+
+    A static recommender is not given `past` either.
+
+    Raises:
+        ValueError: if the recommender's track is unknown, it is streaming and there is no `past`, or it
+            returns something else than one finite float64 per candidate.
+    """
+    if recommender.track not in ("static", "streaming"):
+        raise ValueError(f"{recommender.name}: track {recommender.track!r}, expected static or streaming")
+    if recommender.track == "streaming" and past is None:
+        raise ValueError(f"{recommender.name} is streaming and needs the log of the past")
+    given = past if recommender.track == "streaming" else None
+    scores = recommender.score(test.without_labels(), news, given)
+    if scores.shape != test.news.shape or scores.dtype != np.float64:
+        raise ValueError(
+            f"{recommender.name} returned {scores.dtype} {scores.shape} for {len(test.news)} candidates"
+        )
+    if not np.isfinite(scores).all():
+        raise ValueError(f"{recommender.name} returned a score that is NaN or infinite")
+    return scores
+
+
+def training_labels(train: Impressions) -> np.ndarray:
+    """Return the labels of `train`; ValueError if it has none."""
+    if train.labels is None:
+        raise ValueError("a recommender cannot be fitted on impressions without labels")
+    return train.labels
+
+
+def ragged_rows(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return (flat, new_offsets): the flat positions of the ragged `rows`, one row after the other.
+
+    >>> flat, offsets = ragged_rows(np.array([0, 2, 2, 5]), np.array([2, 0]))
+    >>> flat.tolist(), offsets.tolist()
+    ([2, 3, 4, 0, 1], [0, 3, 5])
+    """
+    sizes = np.diff(offsets)[rows]
+    new_offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
+    flat = np.repeat(offsets[:-1][rows] - new_offsets[:-1], sizes) + np.arange(new_offsets[-1])
+    return flat, new_offsets
+
+
+def used_histories(test: Impressions) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Return the distinct histories that `test` uses, as one ragged array.
+
+    Returns:
+        row: int64 (n_impressions,), index of each impression's history among the used ones.
+        news: int32 flat, the news of the used histories.
+        offsets: int64 (n_used + 1,).
+    """
+    used, row = np.unique(test.history, return_inverse=True)
+    flat, offsets = ragged_rows(test.history_offsets, used)
+    return row, test.history_news[flat], offsets

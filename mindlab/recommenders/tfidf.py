@@ -1,0 +1,63 @@
+"""TF-IDF: do the words of the title occur in the titles that the reader clicked?"""
+
+from itertools import pairwise
+from typing import Self
+
+import numpy as np
+
+from mindlab.mind import Impressions, News
+from mindlab.recommenders.base import ragged_rows, used_histories
+from mindlab.recommenders.past import PastLog
+
+# Dense history profiles held at a time; with MIND's 40,000 title words about 80 MB.
+HISTORIES_PER_CHUNK = 256
+
+
+class TfIdf:
+    """Score = cosine of the candidate's TF-IDF title and the mean TF-IDF title of the history.
+
+    The word weights are fitted on all titles of the catalogue (texts, never labels), by scikit-learn's
+    TfidfVectorizer with its defaults: unigrams, lower case, smoothed idf, L2-normalised rows. An empty
+    history, or a title without a known word, scores 0.
+    """
+
+    name = "tfidf"
+    track = "static"
+
+    def fit(
+        self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
+    ) -> Self:
+        """Fit the vocabulary and the word weights on the catalogue's titles."""
+        from sklearn.feature_extraction.text import TfidfVectorizer
+
+        self._vectorizer = TfidfVectorizer().fit(news.title)
+        return self
+
+    def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
+        """Return the cosines; sparse titles meet one dense block of history profiles at a time."""
+        from scipy.sparse import csr_array
+
+        titles = csr_array(self._vectorizer.transform(news.title))
+        row, history, offsets = used_histories(test)
+        n_histories = len(offsets) - 1
+        sizes = np.diff(offsets)
+        weights = np.repeat(1.0 / np.maximum(sizes, 1), sizes)
+        means = csr_array((weights, history, offsets), shape=(n_histories, len(news))) @ titles
+        norms = np.sqrt((means**2).sum(axis=1))
+
+        owner = np.repeat(row, np.diff(test.offsets))  # history of each candidate
+        order = np.argsort(owner, kind="stable")
+        bounds = np.searchsorted(
+            owner[order], np.arange(0, n_histories + HISTORIES_PER_CHUNK, HISTORIES_PER_CHUNK)
+        )
+        scores = np.zeros(len(test.news))
+        for chunk, (start, end) in enumerate(pairwise(bounds)):
+            first = chunk * HISTORIES_PER_CHUNK
+            dense = means[first : first + HISTORIES_PER_CHUNK].toarray()
+            mine = order[start:end]
+            flat, word_offsets = ragged_rows(titles.indptr, test.news[mine])
+            candidate = np.repeat(np.arange(len(mine)), np.diff(word_offsets))
+            products = dense[owner[mine][candidate] - first, titles.indices[flat]] * titles.data[flat]
+            scores[mine] = np.bincount(candidate, weights=products, minlength=len(mine))
+        norm = norms[owner]
+        return np.divide(scores, norm, out=np.zeros_like(scores), where=norm > 0)

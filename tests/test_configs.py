@@ -1,0 +1,135 @@
+"""Every YAML under configs/ passes LLaMA-Factory's parser, names what exists, agrees with its partners."""
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+
+from mindlab import factory
+from mindlab.errors import UserError
+
+ROOT = Path(__file__).resolve().parent.parent
+CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
+TRAIN = [path for path in CONFIGS if "output_dir" in factory.load(path)]
+INFER = [path for path in CONFIGS if "infer_backend" in factory.load(path)]
+
+
+def test_every_config_is_found():
+    assert [path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS] == [
+        "new_train.yaml",
+        "news_inference.yaml",
+        "train/glm4_9b_chat_lora_sft.yaml",
+        "train/smollm2_135m_lora_sft.yaml",
+    ]
+    assert (len(TRAIN), len(INFER)) == (3, 1)
+
+
+@pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
+def test_config_is_valid(path):
+    assert factory.validate(path, root=ROOT)["model_name_or_path"]
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"evaluation_strategy": "steps"}, "evaluation_strategy"),
+        ({"dataset": "mind,mind_trian"}, "'mind_trian' is not in"),
+        ({"eval_dataset": "nothing"}, "'nothing' is not in"),
+        ({"flash_attn": "disable"}, "flash_attn: 'disable': expected one of auto, disabled"),
+        ({"template": "glm9"}, "template: 'glm9'"),
+        ({"template": None}, "no template"),
+        ({"cutoff_len": "1e3"}, "cutoff_len: '1e3': expected int"),
+        ({"quantization_method": "bitsandbytes"}, "quantization_method"),
+        ({"dataset_dir": "nowhere"}, "nowhere"),
+        ({"stage": "sftt"}, "stage: 'sftt': expected one of"),
+    ],
+    ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
+)
+def test_the_gate_can_fail(change, message):
+    with pytest.raises(UserError, match=re.escape(message)) as caught:
+        factory.validate(ROOT / "configs/new_train.yaml", change, ROOT)
+    assert "new_train.yaml" in str(caught.value) or "dataset_info.json" in str(caught.value)
+
+
+def test_a_chat_config_takes_no_training_key(tmp_path):
+    with pytest.raises(UserError, match="save_steps"):
+        factory.validate(ROOT / "configs/news_inference.yaml", {"save_steps": 3}, ROOT)
+    with pytest.raises(UserError, match="expected one of huggingface, vllm, sglang"):
+        factory.validate(ROOT / "configs/news_inference.yaml", {"infer_backend": "hf"}, ROOT)
+
+
+def test_a_file_that_is_no_yaml_is_named(tmp_path):
+    broken = tmp_path / "broken.yaml"
+    broken.write_text("a: [1\n", encoding="utf-8")
+    with pytest.raises(UserError, match=r"broken.yaml: not valid YAML"):
+        factory.validate(broken)
+    broken.write_text("- a\n", encoding="utf-8")
+    with pytest.raises(UserError, match="expected lines of the form"):
+        factory.validate(broken)
+    with pytest.raises(UserError, match="no such file"):
+        factory.validate(tmp_path / "none.yaml")
+
+
+def test_what_the_machine_decides_is_not_judged():
+    for change in [
+        {"deepspeed": "configs/deepspeed/none.json"},
+        {"enable_liger_kernel": True},
+        {"tf32": True},
+    ]:
+        factory.validate(ROOT / "configs/new_train.yaml", change, ROOT)
+
+
+def test_validating_prints_nothing(capsys):
+    factory.validate(ROOT / "configs/new_train.yaml", root=ROOT)
+    assert capsys.readouterr() == ("", "")
+
+
+def test_the_tutorials_pair_agrees():
+    train = factory.load(ROOT / "configs/new_train.yaml")
+    infer = factory.load(ROOT / "configs/news_inference.yaml")
+    assert infer["adapter_name_or_path"] == train["output_dir"] == "saves/mind_news_recommend"
+    assert infer["model_name_or_path"] == train["model_name_or_path"] == "zai-org/glm-4-9b-chat-hf"
+    assert infer["template"] == train["template"] == "glm4"
+    assert train["dataset"] == "mind"
+
+
+def test_model_and_template_belong_together():
+    for path in CONFIGS:
+        settings = factory.load(path)
+        expected = "glm4" if "glm-4" in settings["model_name_or_path"] else "smollm2"
+        assert settings["template"] == expected, path
+
+
+def test_output_folders_differ_and_resume():
+    settings = [factory.load(path) for path in TRAIN]
+    assert len({one["output_dir"] for one in settings}) == len(settings)
+    for one in settings:
+        assert one["dataset_dir"] == "data"
+        assert one["overwrite_output_dir"] is False
+        assert one["cutoff_len"] <= 1024
+
+
+def test_headers_say_how_to_run_and_what_it_takes():
+    for path in CONFIGS:
+        text = path.read_text(encoding="utf-8")
+        header = text[: re.search(r"^[^#\n]", text, re.M).start()]
+        for word in ["Purpose:", "Command", "Memory:", "Output:", path.relative_to(ROOT).as_posix()]:
+            assert word in header, (path, word)
+        assert path.relative_to(ROOT / "configs").as_posix() in (ROOT / "configs/README.md").read_text()
+
+
+def test_dataset_info_maps_every_column():
+    info = json.loads((ROOT / "data/dataset_info.json").read_text(encoding="ascii"))
+    assert list(info)[:2] == ["mind", "mind_test"]
+    assert [info[name]["file_name"] for name in ("mind", "mind_test")] == [
+        "processed/mind_train.json",
+        "processed/mind_test.json",
+    ]
+    # Columns are all or nothing: a column that is not named is dropped without a word.
+    columns = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
+    for name, entry in info.items():
+        assert entry["columns"] == columns
+        if name not in ("mind", "mind_test"):
+            assert re.fullmatch(r"mind_[a-z]+_[a-z_]+_(train|valid)", name)
+            assert entry["file_name"] == f"processed/{name}.json"

@@ -1,0 +1,159 @@
+"""scripts/evaluate.py as its user runs it."""
+
+import json
+import runpy
+import subprocess
+import sys
+import zipfile
+from pathlib import Path
+
+import numpy as np
+import pytest
+from handmade import make_impressions, make_news, random_impressions
+
+from mindlab.predictions import from_scores, write_predictions
+from mindlab.recommenders.leak_rule import leak_rule
+
+SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
+NEWS = make_news([f"title {i}" for i in range(40)])
+IMPRESSIONS = random_impressions(np.random.default_rng(0), n=150)
+
+
+@pytest.fixture
+def evaluate(monkeypatch, capsys):
+    """Run the script in this process, which saves importing pyarrow each time."""
+
+    def call(*arguments, code=0):
+        monkeypatch.setattr(sys, "argv", [str(SCRIPT), *map(str, arguments)])
+        with pytest.raises(SystemExit) as end:
+            runpy.run_path(str(SCRIPT), run_name="__main__")
+        done = capsys.readouterr()
+        assert (end.value.code or 0) == code, done.err
+        return done
+
+    return call
+
+
+def make_run(folder, scores, impressions=IMPRESSIONS, answers=None, **manifest):
+    write_predictions(folder / "predictions.parquet", from_scores("dev", impressions, NEWS, scores, answers))
+    if manifest:
+        (folder / "manifest.json").write_text(json.dumps(manifest))
+    return folder
+
+
+@pytest.fixture
+def noise(tmp_path):
+    scores = np.random.default_rng(1).random(len(IMPRESSIONS.news))
+    return make_run(tmp_path / "noise", scores, protocol="dev")
+
+
+@pytest.fixture
+def hint(tmp_path):
+    scores = IMPRESSIONS.labels + np.random.default_rng(2).normal(0, 0.8, len(IMPRESSIONS.news))
+    return make_run(tmp_path / "hint", scores, name="hint of labels", protocol="dev")
+
+
+def test_two_runs_are_tabled_and_compared(evaluate, noise, hint):
+    done = evaluate(noise, hint)
+    lines = done.out.splitlines()
+    assert lines[-2:] == [str(noise / "metrics.json"), str(hint / "metrics.json")]
+    assert "nDCG@10" in lines[0]
+    first, second = (json.loads((run / "metrics.json").read_text()) for run in (noise, hint))
+    assert (first["name"], second["name"], second["protocol"]) == ("noise", "hint of labels", "dev")
+    assert first["subset_sha"] == second["subset_sha"]
+    assert first["paired"] is None
+    assert second["paired"]["against"] == "noise"
+    assert second["paired"]["auc"]["mean"] == pytest.approx(second["auc"] - first["auc"])
+    assert second["paired"]["auc"]["low"] > 0
+    assert f"{second['auc']:.4f} [{second['auc_low']:.4f}, {second['auc_high']:.4f}]" in done.out
+    assert f"{second['paired']['auc']['mean']:+.4f}" in done.out
+    assert first["accuracy"] is None
+
+
+def test_other_impressions_are_not_compared(evaluate, noise, tmp_path):
+    part = IMPRESSIONS.take(np.arange(100))
+    other = make_run(tmp_path / "other", np.zeros(len(part.news)), part)
+    done = evaluate(noise, other, code=2)
+    assert "different impressions" in done.err
+    assert not (noise / "metrics.json").exists()
+
+
+def test_json_of_a_file_is_pure_and_repeats(evaluate, noise):
+    path = noise / "predictions.parquet"
+    one, again = (evaluate("--predictions", path, "--json").out for _ in range(2))
+    assert one == again
+    found = json.loads(one)
+    assert found["n_impressions"] == 150
+    assert found["auc_low"] < found["auc"] < found["auc_high"]
+    assert {p.name for p in noise.iterdir()} == {"predictions.parquet", "manifest.json"}
+
+
+def test_one_candidate_and_score_is_the_tutorials_task(evaluate, tmp_path):
+    targets = make_impressions(
+        [(u, 0, [], IMPRESSIONS.candidates(i)[-1:], IMPRESSIONS.candidate_labels(i)[-1:])
+         for i, u in enumerate(IMPRESSIONS.users)]
+    )  # fmt: skip
+    is_yes = leak_rule(IMPRESSIONS, np.full(len(IMPRESSIONS), -1))
+    run = make_run(tmp_path / "rule", np.where(is_yes, 1.0, -1.0), targets, protocol="seed")
+    done = evaluate(run)
+    found = json.loads((run / "metrics.json").read_text())
+    assert found["auc"] is None
+    assert found["answers_from"] == "score > 0"
+    assert (found["precision"], found["fp"], found["n_answers"]) == (1.0, 0, 150)
+    assert found["tp"] == is_yes.sum()
+    assert "always No" in done.out
+    assert "nDCG" not in done.out
+
+
+def test_answers_are_read_leniently_and_nonsense_is_wrong(evaluate, tmp_path):
+    rows = [(f"U{i}", 0, [], [i], [label]) for i, label in enumerate([1, 1, 0, 0, 1, 0, 1, 0])]
+    answers = ["Yes.", " yes", "No.", "no, thanks", "Maybe", "Nothing", None, "Yes!"]
+    run = make_run(tmp_path / "answers", np.zeros(8), make_impressions(rows), answers)
+    found = json.loads(evaluate(run, "--json").out)
+    assert found["answers_from"] == "answer"
+    assert found["invalid_answers"] == 3
+    assert (found["tp"], found["fp"], found["fn"], found["tn"]) == (2, 2, 2, 2)
+    assert (found["accuracy"], found["always_no_accuracy"]) == (0.5, 0.5)
+
+
+def test_an_unlabelled_split_is_submitted_not_measured(evaluate, tmp_path):
+    run = make_run(
+        tmp_path / "test", np.arange(len(IMPRESSIONS.news), dtype=float), IMPRESSIONS.without_labels()
+    )
+    assert "no label" in evaluate(run, code=2).err
+    path = tmp_path / "prediction.zip"
+    done = evaluate(run, "--prediction-zip", path)
+    assert done.out.splitlines() == [str(path)]
+    with zipfile.ZipFile(path) as archive:
+        lines = archive.read("prediction.txt").decode().splitlines()
+    assert len(lines) == 150
+    assert lines[0] == f"1 [{','.join(str(r) for r in range(len(IMPRESSIONS.candidates(0)), 0, -1))}]"
+    assert not (run / "metrics.json").exists()
+
+
+def test_mistakes_are_one_clear_line(evaluate, noise, tmp_path):
+    (tmp_path / "empty").mkdir()
+    for arguments, message in (
+        ([], "give RUN folders"),
+        ([noise, "--predictions", noise / "predictions.parquet"], "not both"),
+        ([tmp_path / "nowhere"], "no such run folder"),
+        ([tmp_path / "empty"], "no such file"),
+        ([noise / "predictions.parquet"], "use --predictions"),
+        ([noise, "--split", "test"], "no split test; it holds dev"),
+    ):
+        done = evaluate(*arguments, code=2)
+        assert message in done.err
+        assert done.out == ""
+        assert done.err.splitlines()[-1].startswith("error: ")
+
+
+def test_help_shows_an_example(evaluate):
+    assert "scripts/evaluate.py runs/popularity" in evaluate("--help").out
+
+
+def test_as_a_command(tmp_path):
+    command = [sys.executable, str(SCRIPT), str(tmp_path / "nowhere")]
+    done = subprocess.run(command, capture_output=True, text=True, cwd=SCRIPT.parents[1], check=False)
+    assert done.returncode == 2
+    assert done.stderr.startswith("error: ")
+    assert "Traceback" not in done.stderr

