@@ -7,7 +7,7 @@ Data sets are found the LLaMA-Factory way: every YAML says ``dataset_dir: data``
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -72,7 +72,9 @@ class BuildOptions:
     history_length: int = 8
     language: str = "en"
     limit: int | None = None
-    extra: dict[str, Any] = field(default_factory=dict)  # told in the manifest, e.g. model and template
+    model: str | None = None  # whose tokenizer counts; None: nothing is counted, nothing shortened
+    template: str | None = None
+    cutoff_len: int | None = None
 
 
 def dataset_name(protocol: str, form: str, split: str) -> tuple[str, str]:
@@ -87,6 +89,16 @@ def dataset_name(protocol: str, form: str, split: str) -> tuple[str, str]:
         return TUTORIAL_NAMES[split]
     name = f"mind_{protocol}_{form}_{split}"
     return name, f"{name}.json"
+
+
+def make_budget(options: BuildOptions) -> Budget | None:
+    """Return the token budget that the options ask for, none without a model."""
+    if options.model is None:
+        return None
+    from mindlab.chat import ChatTemplate  # imports LLaMA-Factory: ten seconds
+
+    chat = ChatTemplate.load(options.model, options.template)
+    return Budget(chat.count, chat.estimate, options.cutoff_len)
 
 
 def fit_budget(form: Any, parts: Any, tokens: int, budget: Budget, done: Shortening) -> Record:
@@ -107,14 +119,16 @@ def fit_budget(form: Any, parts: Any, tokens: int, budget: Budget, done: Shorten
         while low < high:
             middle = (low + high) // 2
             shorter = form.record(parts, middle)
-            low, high = (low, middle) if len(shorter["input"] + shorter["output"]) <= room else (middle + 1, high)
+            low, high = (
+                (low, middle) if len(shorter["input"] + shorter["output"]) <= room else (middle + 1, high)
+            )
         dropped = low
         tokens = budget.count(form.record(parts, dropped))
         while tokens > budget.cutoff_len and dropped < most:
             # Few titles are longer than 25 tokens, so this seldom jumps over the border.
             dropped = min(most, dropped + -(-(tokens - budget.cutoff_len) // 25))
             tokens = budget.count(form.record(parts, dropped))
-        while dropped > 1 and budget.cutoff_len - tokens >= 6:  # is there room for one title more?
+        while dropped > 1 and tokens < budget.cutoff_len:  # is there room for one title more?
             fewer = budget.count(form.record(parts, dropped - 1))
             if fewer > budget.cutoff_len:
                 break
@@ -165,7 +179,11 @@ def likes_dislikes_parts(impressions: Impressions, titles: np.ndarray) -> Iterat
 
 
 def pointwise_parts(
-    impressions: Impressions, titles: np.ndarray, history_length: int, negatives: int, rng: np.random.Generator
+    impressions: Impressions,
+    titles: np.ndarray,
+    history_length: int,
+    negatives: int,
+    rng: np.random.Generator,
 ) -> Iterator[PointwiseParts]:
     """Yield every click and up to `negatives` non-clicks of the same impression per click, shuffled."""
     rows, places = [], []
@@ -225,26 +243,37 @@ def build(
     options: BuildOptions,
     out: Path,
     budget: Budget | None = None,
+    inputs_sha256: dict[str, str] | None = None,
     progress: Callable[[Iterator[Any], str], Iterator[Any]] = lambda items, _: items,
 ) -> dict[str, Any]:
     """Write the JSON of every training split under ``out/processed`` and their entries in ``out``.
 
     `out` is a LLaMA-Factory ``dataset_dir``: its ``dataset_info.json`` keeps the entries of others. The
     test split of `dev` is not written: scoring streams it from the columns, with all candidates. Returns
-    the manifest, also written as ``out/processed/<first data set>.manifest.json``; the same data, options
-    and versions give the same bytes.
+    the manifest, also written beside the files; the same data, options and versions give the same bytes.
+    `inputs_sha256`, the hashes of the data files, is kept there for `is_built`.
 
-    Raises UserError for a protocol and format that do not go together.
+    Raises UserError for a protocol and format that do not go together, and for a split without impressions.
     """
     if options.format not in FORMATS_OF.get(options.protocol, ()):
         known = ", ".join(f"{p} x {f}" for p, forms in FORMATS_OF.items() for f in forms)
-        raise UserError(f"protocol {options.protocol!r} with format {options.format!r}: expected one of {known}")
+        raise UserError(
+            f"protocol {options.protocol!r} with format {options.format!r}: expected one of {known}"
+        )
     form = FORMATS[options.format](options.language)
     titles = np.array([neutralise(title) for title in mind.news.title], dtype=object)
+    splits = splits_of(options.protocol, mind, options.seed)
+    if options.protocol == "dev":
+        splits.pop("test", None)
+    for split, impressions in splits.items():
+        if not len(impressions):
+            raise UserError(
+                f"the {split} split of protocol {options.protocol} holds no impression; give more data"
+            )
+    if options.limit is not None and options.limit < 1:
+        raise UserError(f"--limit {options.limit}: expected at least 1")
     entries, files = {}, {}
-    for split, impressions in splits_of(options.protocol, mind, options.seed).items():
-        if options.protocol == "dev" and split == "test":
-            continue
+    for split, impressions in splits.items():
         if options.limit is not None and options.limit < len(impressions):
             keep = np.random.default_rng(options.seed).permutation(len(impressions))[: options.limit]
             impressions = impressions.take(keep)
@@ -270,9 +299,39 @@ def build(
             "tokens": "unchecked" if budget is None else {"cutoff_len": budget.cutoff_len, **vars(done)},
         }
     _merge_dataset_info(out, entries)
-    manifest = {"options": vars(options), "data": mind.report, "datasets": files}
-    write_json(out / "processed" / f"{next(iter(entries))}.manifest.json", manifest)
+    manifest = {
+        "options": vars(options),
+        "data": mind.report,
+        "inputs_sha256": inputs_sha256,
+        "datasets": files,
+    }
+    write_json(_manifest_path(out, options), manifest)
     return manifest
+
+
+def is_built(out: Path, options: BuildOptions, inputs_sha256: dict[str, str]) -> bool:
+    """Return whether `build` with these options, of these data files, has been done and is untouched."""
+    path = _manifest_path(out, options)
+    if not path.exists():
+        return False
+    made = json.loads(path.read_text(encoding="utf-8"))
+    files = {out / entry["file"]: entry["sha256"] for entry in made["datasets"].values()}
+    return (
+        made["options"] == json.loads(json.dumps(vars(options)))
+        and made["inputs_sha256"] == inputs_sha256
+        and all(file.exists() and sha256(file) == expected for file, expected in files.items())
+    )
+
+
+def _manifest_path(out: Path, options: BuildOptions) -> Path:
+    name, _ = dataset_name(options.protocol, options.format, "train")
+    return out / "processed" / f"{name.removesuffix('_train')}.manifest.json"
+
+
+def check_factory(factory: Path) -> None:
+    """Raise UserError if `factory` is no folder that `link_to` could write to."""
+    if not factory.is_dir():
+        raise UserError(f"{factory}: no such folder; give the root of your LLaMA-Factory checkout")
 
 
 def link_to(out: Path, factory: Path, names: list[str]) -> None:
@@ -280,8 +339,7 @@ def link_to(out: Path, factory: Path, names: list[str]) -> None:
 
     Raises UserError if `factory` is no folder.
     """
-    if not factory.is_dir():
-        raise UserError(f"{factory}: no such folder; give the root of your LLaMA-Factory checkout")
+    check_factory(factory)
     info = json.loads((out / "dataset_info.json").read_text(encoding="utf-8"))
     for name in names:
         source = out / info[name]["file_name"]
@@ -298,7 +356,9 @@ def _merge_dataset_info(folder: Path, entries: dict[str, Any]) -> None:
         try:
             known = json.loads(path.read_text(encoding="utf-8"))
         except json.JSONDecodeError as error:
-            raise UserError(f"{path}:{error.lineno}: not JSON ({error.msg}); mend it or move it away") from error
+            raise UserError(
+                f"{path}:{error.lineno}: not JSON ({error.msg}); mend it or move it away"
+            ) from error
     merged = {**known, **entries}
     if merged != known:  # a checkout whose entries are already there stays unchanged in git
         with atomic_path(path) as temporary:

@@ -89,7 +89,7 @@ class ChatTemplate:
         return sum(map(len, self.encode(record.get("system", ""), record_prompt(record), record["output"])))
 
     def estimate(self, records: Sequence[Mapping[str, str]]) -> list[int]:
-        """Return `count` of many records, quickly: off by the few tokens that merge at the template's seams."""
+        """Return `count` of many records, quickly: off by the few tokens that merge at seams."""
         overhead: dict[str, int] = {}
         texts = []
         for record in records:

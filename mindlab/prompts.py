@@ -7,6 +7,7 @@ Titles come in already neutralised (`mindlab.special_tokens`).
 """
 
 from dataclasses import dataclass
+from typing import ClassVar
 
 Record = dict[str, str]
 
@@ -39,7 +40,7 @@ class LikesDislikes:
 
     name = "likes_dislikes"
     history_length = 3
-    texts = {
+    texts: ClassVar = {
         "en": {
             "system": "",
             "instruction": (
@@ -106,7 +107,7 @@ class Pointwise:
     """History and one candidate; the answer is Yes. or No.; scored by log P(Yes) - log P(No)."""
 
     name = "pointwise"
-    texts = {
+    texts: ClassVar = {
         "en": {
             "system": "You are a news recommender.",
             "instruction": "Here are headlines that a reader clicked, oldest first.",
@@ -160,7 +161,7 @@ class NextClick:
     """
 
     name = "next_click"
-    texts = {
+    texts: ClassVar = {
         "en": {
             "system": "You know what news readers click.",
             "instruction": "List the headlines that one reader clicked, oldest first, one per line.",

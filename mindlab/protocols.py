@@ -62,7 +62,9 @@ def limit(n: int, most: int | None, seed: int) -> np.ndarray:
 
 def _split(mind: Mind, name: str) -> Impressions:
     if name not in mind.splits:
-        raise UserError(f"the data has no {name} split, only {', '.join(mind.splits)}; give a folder that holds {name}/")
+        raise UserError(
+            f"the data has no {name} split, only {', '.join(mind.splits)}; give a folder that holds {name}/"
+        )
     impressions = mind.splits[name]
     if impressions.labels is None:
         raise UserError(f"the {name} split carries no labels; this protocol needs them")

@@ -16,8 +16,8 @@ from mindlab.files import sha256
 PACKAGES = ("torch", "transformers", "peft", "llamafactory", "numpy", "pandas", "scikit-learn")
 
 
-def provenance(inputs: Iterable[str | Path] = ()) -> dict[str, Any]:
-    """Return what a manifest says of every run: command, versions, commit, hardware, hashed inputs."""
+def provenance() -> dict[str, Any]:
+    """Return what a manifest says of every run: command, versions, commit, hardware."""
     return {
         "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
@@ -25,8 +25,21 @@ def provenance(inputs: Iterable[str | Path] = ()) -> dict[str, Any]:
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "git_commit": _git_commit(),
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "accelerator": _accelerator()},
-        "inputs_sha256": {Path(path).as_posix(): sha256(path) for path in sorted(map(str, inputs))},
     }
+
+
+def data_hashes(data: str | Path, splits: Iterable[str]) -> dict[str, str]:
+    """Return the SHA-256 of a MIND folder's files, by path; of a zip, or MIND's own folder names, likewise."""
+    data = Path(data)
+    if data.is_file():
+        return {data.as_posix(): sha256(data)}
+    wanted = [
+        path
+        for pattern in ("*.tsv*", "*.zip", "*/*.tsv*")
+        for path in data.glob(pattern)
+        if any(split in path.relative_to(data).as_posix() for split in splits) or path.parent == data
+    ]
+    return {path.as_posix(): sha256(path) for path in sorted(wanted)}
 
 
 def peak_memory_mb() -> float:
@@ -46,7 +59,9 @@ def _git_commit() -> str | None:
     folder = Path(__file__).parent
 
     def git(*words: str) -> str:
-        return subprocess.run(["git", *words], cwd=folder, capture_output=True, text=True, check=True).stdout.strip()
+        return subprocess.run(
+            ["git", *words], cwd=folder, capture_output=True, text=True, check=True
+        ).stdout.strip()
 
     try:
         return git("rev-parse", "HEAD") + ("+changes" if git("status", "--porcelain") else "")

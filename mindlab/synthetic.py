@@ -180,7 +180,9 @@ def _write_catalogue(news: "_News", rng: np.random.Generator) -> list[str]:
         u = rng.random(4)
         if u[0] < 0.003:  # MIND has a few zero-width spaces
             title = title.replace(" ", " \u200b", 1)
-        abstract = "" if u[1] < 0.05 else f"{pick['who']} {pick['does']} {pick['tail']}. More on {pick['about']}."
+        abstract = (
+            "" if u[1] < 0.05 else f"{pick['who']} {pick['does']} {pick['tail']}. More on {pick['about']}."
+        )
         name = pick["who"].split(" ", 1)[-1] if " " in pick["who"] else pick["who"]
         at = title.find(name)
         entities = "[]"
@@ -254,7 +256,9 @@ def _make_users(n: int, news: _News, world: World, rng: np.random.Generator) -> 
     def draw(users: np.ndarray) -> np.ndarray:
         # One search for all users: user u's distribution lives in [u, u + 1).
         rows = choice + np.arange(n)[:, None]
-        topic = np.searchsorted(rows.ravel(), users + rng.random(len(users)), side="right") - users * len(category)
+        topic = np.searchsorted(rows.ravel(), users + rng.random(len(users)), side="right") - users * len(
+            category
+        )
         topic = np.minimum(topic, len(category) - 1)
         at = cumulative[bounds[topic]] + rng.random(len(users)) * mass[topic]
         return old[np.clip(np.searchsorted(cumulative, at, side="right") - 1, 0, len(old) - 1)]
@@ -289,7 +293,12 @@ def _impression_times(days: np.ndarray, weights: np.ndarray, n: int, rng: np.ran
 
 
 def _make_split(
-    users_of_split: np.ndarray, times: np.ndarray, news: _News, users: _Users, world: World, rng: np.random.Generator
+    users_of_split: np.ndarray,
+    times: np.ndarray,
+    news: _News,
+    users: _Users,
+    world: World,
+    rng: np.random.Generator,
 ) -> _Split:
     n = len(times)
     # Every user of the split is there at least once, the others by a skewed activity.
@@ -320,7 +329,8 @@ def _make_split(
     again = np.flatnonzero((rng.random(n) < world.candidate_in_history) & has_history)
     u = user[again]
     old = users.history[
-        users.offsets[u] + (rng.random(len(again)) * (users.offsets[u + 1] - users.offsets[u])).astype(np.int64)
+        users.offsets[u]
+        + (rng.random(len(again)) * (users.offsets[u + 1] - users.offsets[u])).astype(np.int64)
     ]
     owner = np.repeat(np.arange(n), sizes)
     fresh = ~np.isin(again * len(news.birth) + old, owner * len(news.birth) + shown)
@@ -350,7 +360,13 @@ def _time_text(times: np.ndarray) -> list[str]:
 
 
 def _write_split(
-    folder: Path, split: _Split, times: np.ndarray, news: _News, users: _Users, lines: list[str], extra: np.ndarray
+    folder: Path,
+    split: _Split,
+    times: np.ndarray,
+    news: _News,
+    users: _Users,
+    lines: list[str],
+    extra: np.ndarray,
 ) -> None:
     mentioned = np.zeros(len(news.ids), dtype=bool)
     mentioned[split.news] = True
@@ -366,7 +382,10 @@ def _write_split(
     }
     stamps, flat, labels = _time_text(times), split.news.tolist(), split.labels.tolist()
     bounds, user = split.offsets.tolist(), split.user.tolist()
-    with atomic_path(folder / "behaviors.tsv") as path, path.open("w", encoding="utf-8", newline="\n") as file:
+    with (
+        atomic_path(folder / "behaviors.tsv") as path,
+        path.open("w", encoding="utf-8", newline="\n") as file,
+    ):
         for i, stamp in enumerate(stamps):
             begin, end = bounds[i], bounds[i + 1]
             tokens = " ".join([shown[c][n] for n, c in zip(flat[begin:end], labels[begin:end], strict=True)])
@@ -376,7 +395,12 @@ def _write_split(
 
 
 def make_sample(
-    out: str | Path, n_train: int, n_dev: int, n_news: int | None = None, seed: int = 0, world: World | None = None
+    out: str | Path,
+    n_train: int,
+    n_dev: int,
+    n_news: int | None = None,
+    seed: int = 0,
+    world: World | None = None,
 ) -> dict:
     """Write ``train/`` and ``dev/`` under `out` and return the manifest (also written there).
 
@@ -387,7 +411,7 @@ def make_sample(
     Raises UserError if a size is too small to make a MIND.
     """
     world = world or World()
-    n_news = n_news or default_news(n_train, n_dev)
+    n_news = default_news(n_train, n_dev) if n_news is None else n_news
     for name, value, least in (("train", n_train, 10), ("dev", n_dev, 10), ("news", n_news, 400)):
         if value < least:
             raise UserError(f"--{name} {value}: expected at least {least}; give a larger number")

@@ -19,16 +19,19 @@ from pathlib import Path
 from tqdm import tqdm
 
 from mindlab import cli
-from mindlab.alpaca import Budget, BuildOptions, build, link_to
+from mindlab.alpaca import BuildOptions, build, check_factory, link_to, make_budget
 from mindlab.errors import UserError
 from mindlab.mind import read_mind
 from mindlab.prompts import FORMATS
+from mindlab.runs import data_hashes
 
 
 def main() -> None:
     """Parse the arguments, build, and say what was made."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--data", required=True, type=Path, help="folder with train/ and dev/ (MIND or a sample)")
+    parser.add_argument(
+        "--data", required=True, type=Path, help="folder with train/ and dev/ (MIND or a sample)"
+    )
     parser.add_argument("--protocol", required=True, help="seed (the tutorial's) or dev (the honest one)")
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="the prompt format")
     parser.add_argument("--out", required=True, type=Path, help="LLaMA-Factory's dataset_dir, usually data")
@@ -36,20 +39,32 @@ def main() -> None:
     parser.add_argument("--template", help="LLaMA-Factory template: glm4, smollm2, ...")
     parser.add_argument("--cutoff-len", type=int, default=1024, help="as in the training YAML (default 1024)")
     parser.add_argument("--no-shorten", action="store_true", help="keep every title, as the tutorial does")
-    parser.add_argument("--negatives", type=int, default=4, help="pointwise: non-clicks per click (default 4)")
+    parser.add_argument(
+        "--negatives", type=int, default=4, help="pointwise: non-clicks per click (default 4)"
+    )
     parser.add_argument("--history", type=int, default=8, help="latest titles of a reader to use (default 8)")
-    parser.add_argument("--language", choices=("en", "zh"), default="en", help="language of the prompt's frame")
+    parser.add_argument(
+        "--language", choices=("en", "zh"), default="en", help="language of the prompt's frame"
+    )
     parser.add_argument("--limit", type=int, help="a seeded random choice of that many impressions per split")
-    parser.add_argument("--missing", choices=("error", "drop"), default="error", help="unknown news: stop or drop")
+    parser.add_argument(
+        "--missing", choices=("error", "drop"), default="error", help="unknown news: stop or drop"
+    )
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--link-to", type=Path, help="also put the data sets into this LLaMA-Factory checkout")
+    parser.add_argument(
+        "--link-to", type=Path, help="also put the data sets into this LLaMA-Factory checkout"
+    )
     args = parser.parse_args()
     if bool(args.model) != bool(args.template):
         raise UserError("--model and --template go together; give both or neither")
-    for name in ("negatives", "history"):
-        if getattr(args, name) < 1:
-            raise UserError(f"--{name} {getattr(args, name)}: expected at least 1")
+    for name in ("negatives", "history", "limit", "cutoff_len"):
+        value = getattr(args, name)
+        if value is not None and value < 1:
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    if args.link_to:
+        check_factory(args.link_to)
 
+    counted = {"model": args.model, "template": args.template, "cutoff_len": args.cutoff_len}
     options = BuildOptions(
         protocol=args.protocol,
         format=args.format,
@@ -58,17 +73,18 @@ def main() -> None:
         history_length=args.history,
         language=args.language,
         limit=args.limit,
-        extra={"model": args.model, "template": args.template, "shorten": not args.no_shorten},
+        **({} if args.no_shorten or not args.model else counted),
     )
-    budget = None
-    if args.model and not args.no_shorten:
-        from mindlab.chat import ChatTemplate
-
-        chat = ChatTemplate.load(args.model, args.template)
-        budget = Budget(chat.count, chat.estimate, args.cutoff_len)
     splits = ("train",) if args.protocol == "seed" else ("train", "dev")
     mind = read_mind(args.data, splits, args.missing)
-    manifest = build(mind, options, args.out, budget, lambda items, name: tqdm(items, desc=name, unit=" records"))
+    manifest = build(
+        mind,
+        options,
+        args.out,
+        make_budget(options),
+        data_hashes(args.data, splits),
+        lambda items, name: tqdm(items, desc=name, unit=" records"),
+    )
     for name, made in manifest["datasets"].items():
         print(f"{name}: {made['records']:,} records, tokens {made['tokens']}", file=sys.stderr)
         too_long = 0 if made["tokens"] == "unchecked" else made["tokens"]["still_too_long"]

@@ -19,13 +19,18 @@ def main() -> None:
     parser.add_argument("--out", required=True, type=Path, help="folder that gets train/ and dev/")
     parser.add_argument("--train", type=int, default=3000, help="impressions of the six training days")
     parser.add_argument("--dev", type=int, default=600, help="impressions of the dev day")
-    parser.add_argument("--news", type=int, help=f"news in all (default: as MINDsmall's {MINDSMALL['news']:,}, shrunk)")
+    parser.add_argument(
+        "--news", type=int, help=f"news in all (default: as MINDsmall's {MINDSMALL['news']:,}, shrunk)"
+    )
     parser.add_argument("--seed", type=int, default=7)
     args = parser.parse_args()
     begin = time.perf_counter()
     manifest = make_sample(args.out, args.train, args.dev, args.news, args.seed)
     seconds = time.perf_counter() - begin
-    print(f"{manifest['news']:,} news, {args.train:,} + {args.dev:,} impressions in {seconds:.1f} s", file=sys.stderr)
+    print(
+        f"{manifest['news']:,} news, {args.train:,} + {args.dev:,} impressions in {seconds:.1f} s",
+        file=sys.stderr,
+    )
     print(args.out)
 
 

@@ -29,3 +29,19 @@ def tiny_glm(tmp_path_factory: pytest.TempPathFactory) -> Path:
     from tests import tiny_glm as builder
 
     return builder.build(tmp_path_factory.mktemp("tiny-glm"))
+
+
+@pytest.fixture(scope="session")
+def glm4_chat(tiny_glm: Path):
+    """LLaMA-Factory's template glm4 around the tiny GLM's tokenizer."""
+    from mindlab.chat import ChatTemplate
+
+    return ChatTemplate.load(tiny_glm, "glm4")
+
+
+@pytest.fixture(scope="session")
+def smollm2_chat(smollm2: Path):
+    """LLaMA-Factory's template smollm2 around the embedded model's tokenizer."""
+    from mindlab.chat import ChatTemplate
+
+    return ChatTemplate.load(smollm2, "smollm2")

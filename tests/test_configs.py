@@ -131,5 +131,5 @@ def test_dataset_info_maps_every_column():
     for name, entry in info.items():
         assert entry["columns"] == columns
         if name not in ("mind", "mind_test"):
-            assert re.fullmatch(r"mind_[a-z]+_[a-z_]+_(train|valid)", name)
+            assert re.fullmatch(r"mind_[a-z-]+_[a-z_]+_(fit|valid|train|test)", name)
             assert entry["file_name"] == f"processed/{name}.json"

@@ -1,5 +1,7 @@
 """new_train.yaml itself trains, on a random GLM; a run is followed, stopped, resumed, and not repeated."""
 
+import contextlib
+import io
 import json
 import os
 import re
@@ -41,11 +43,18 @@ def run_here(overrides: dict[str, object]) -> None:
         run_exp(factory.load(YAML, overrides))
 
 
-@pytest.mark.parametrize("record", RECORDS, ids=["chinese", "english"])
-def test_the_tutorials_yaml_trains_on_the_whole_record(record, tiny_glm, tmp_path, capsys):
-    out = tmp_path / "out"
-    run_here(overrides_for(tiny_glm, make_data(tmp_path / "data", record), out))
-    printed = capsys.readouterr().out
+@pytest.fixture(scope="module", params=RECORDS, ids=["chinese", "english"])
+def trained(request, tiny_glm, tmp_path_factory) -> tuple[dict[str, str], Path, str]:
+    """A record, the output folder of new_train.yaml run on it, and what the run printed."""
+    folder = tmp_path_factory.mktemp("trained")
+    printed = io.StringIO()
+    with contextlib.redirect_stdout(printed):
+        run_here(overrides_for(tiny_glm, make_data(folder / "data", request.param), folder / "out"))
+    return request.param, folder / "out", printed.getvalue()
+
+
+def test_the_tutorials_yaml_trains_on_the_whole_record(trained):
+    record, out, printed = trained
     prompt = "\n".join(part for part in (record["instruction"], record["input"]) if part)
     text = f"[gMASK]<sop><|system|>\n{record['system']}<|user|>\n{prompt}<|assistant|>"
     answer = f"\n{record['output']}<|endoftext|>"
@@ -65,6 +74,23 @@ def test_the_tutorials_yaml_trains_on_the_whole_record(record, tiny_glm, tmp_pat
         for row in json.loads((out / "trainer_state.json").read_text())["log_history"]
         if "loss" in row
     )
+
+
+def test_the_chat_yaml_reads_what_the_training_yaml_wrote(trained, tiny_glm):
+    from llamafactory.chat import ChatModel
+
+    out = trained[1]
+    paths = {"model_name_or_path": str(tiny_glm), "adapter_name_or_path": str(out)}
+    with quiet_factory():
+        model = ChatModel(factory.load(ROOT / "configs/news_inference.yaml", paths))
+        answer = model.chat([{"role": "user", "content": "Yes or No?"}], system="You recommend news.")[0]
+    assert 0 < answer.response_length <= 16  # max_new_tokens
+    assert (
+        answer.response_text
+        == model.chat([{"role": "user", "content": "Yes or No?"}], system="You recommend news.")[
+            0
+        ].response_text
+    )  # greedy
 
 
 def test_a_cutoff_that_is_too_short_takes_the_question_away(tiny_glm, tmp_path, capsys):

@@ -73,7 +73,9 @@ class HFEngine:
         return result
 
     @torch.inference_mode()
-    def last_logits(self, prefix: Sequence[int], lines: Sequence[Sequence[int]], tokens: Sequence[int]) -> np.ndarray:
+    def last_logits(
+        self, prefix: Sequence[int], lines: Sequence[Sequence[int]], tokens: Sequence[int]
+    ) -> np.ndarray:
         """Return the logits of `tokens` after prefix + line, float64 of shape (len(lines), len(tokens))."""
         result = np.empty((len(lines), len(tokens)))
         wanted = self.model.get_output_embeddings().weight[list(tokens)]

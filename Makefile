@@ -1,0 +1,32 @@
+# demo | test | notebooks | bench | style, nothing else. Each sets itself up: .venv holds all it needs.
+PYTHON ?= python3.11
+BIN := .venv/bin
+
+.PHONY: demo test notebooks bench style
+.DEFAULT_GOAL := demo
+
+demo: .venv/ready
+	$(BIN)/python scripts/demo.py
+
+test: .venv/ready
+	$(BIN)/python scripts/get_model.py smollm2-135m
+	$(BIN)/python -m pytest
+
+notebooks: .venv/ready
+	$(BIN)/python scripts/get_model.py smollm2-135m
+	$(BIN)/python scripts/run_notebooks.py
+
+bench: .venv/ready
+	$(BIN)/python scripts/get_model.py smollm2-135m
+	$(BIN)/python benchmarks/scoring.py
+
+style: .venv/ready
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+# A file, made last, so that an interrupted install is done again.
+.venv/ready: requirements.txt pyproject.toml
+	$(PYTHON) -m venv .venv
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check -r requirements.txt
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps --editable .
+	touch $@

@@ -1,0 +1,107 @@
+"""Run recommenders that need no language model into run folders like those of `mindlab.llm.predict`."""
+
+import json
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import numpy as np
+
+from mindlab import predictions, protocols
+from mindlab.errors import UserError
+from mindlab.files import write_json
+from mindlab.mind import Mind, read_mind
+from mindlab.recommenders import SIMPLE, make_recommender
+from mindlab.recommenders.base import score_without_labels
+from mindlab.recommenders.oracle import Oracle
+from mindlab.recommenders.past import PastLog
+from mindlab.runs import data_hashes, peak_memory_mb, provenance
+
+ORACLE = "oracle"
+
+
+@dataclass(frozen=True)
+class Request:
+    """Everything the runs of `compare` depend on, but for the contents of the data."""
+
+    data: str
+    protocol: str = "dev"
+    split: str = "test"
+    limit: int | None = None
+    seed: int = 42
+
+
+def compare(
+    request: Request,
+    names: list[str],
+    out: Path,
+    progress: Callable[[Iterable[str]], Iterator[str]] = iter,
+) -> list[Path]:
+    """Fit and score each named recommender; return its run folders, ``out/<name>``.
+
+    A run that is there already, of the same request and data, is kept. Fitting uses the protocol's
+    `train` split (the refit, 9-14 November), `valid` being part of it. Raises UserError for an unknown
+    name, or a folder that holds another run.
+    """
+    for name in names:
+        if name not in SIMPLE and name != ORACLE:
+            raise UserError(f"no recommender {name!r}; expected one of {', '.join([*SIMPLE, ORACLE])}")
+    asked = {**asdict(request), "inputs_sha256": data_hashes(request.data, ("train", "dev"))}
+    mind: Mind | None = None
+    for name in progress(names):
+        run = out / name
+        if _is_done(run, asked):
+            continue
+        mind = mind or read_mind(request.data, ("train", "dev"))
+        _run_one(name, request, mind, run)
+        write_json(run / "request.json", asked)
+    return [out / name for name in names]
+
+
+def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
+    splits = protocols.splits_of(request.protocol, mind, request.seed)
+    rows = protocols.limit(len(splits[request.split]), request.limit, request.seed)
+    test = splits[request.split].take(rows)
+    # On the validation split nothing of its own day may be learned from.
+    train = splits["fit" if request.split == "valid" else "train"]
+    begin = time.perf_counter()
+    if name == ORACLE:
+        folder = "dev" if request.split == "test" else "train"
+        recommender = Oracle(Path(request.data) / folder, mind.splits[folder])
+    else:
+        recommender = make_recommender(name)
+    recommender.fit(train, mind.news, splits["valid"], np.random.default_rng(request.seed))
+    fitted = time.perf_counter()
+    past = PastLog([splits["train"], splits["test"]]) if recommender.track == "streaming" else None
+    scores = score_without_labels(recommender, test, mind.news, past)
+    scored = time.perf_counter()
+    table = predictions.from_scores(request.split, test, mind.news, scores, case_ids=rows)
+    predictions.write_predictions(run / "predictions.parquet", table)
+    write_json(
+        run / "manifest.json",
+        {
+            "name": name,
+            "protocol": request.protocol,
+            "track": recommender.track,
+            "request": asdict(request),
+            "n_impressions": len(rows),
+            "params": 0,
+            "train_seconds": round(fitted - begin, 3),
+            "seconds": round(scored - fitted, 3),
+            "ms_per_impression": round(1000 * (scored - fitted) / len(rows), 3),
+            "peak_mb": round(peak_memory_mb()),
+            **provenance(),
+        },
+    )
+
+
+def _is_done(run: Path, asked: dict) -> bool:
+    path = run / "request.json"
+    if not path.exists():
+        return False
+    if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
+        raise UserError(
+            f"{run} holds another run (its request.json differs); choose another --out or delete it"
+        )
+    return True

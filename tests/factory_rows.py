@@ -1,0 +1,28 @@
+"""LLaMA-Factory's own rows for Alpaca records, to hold ours against."""
+
+from collections.abc import Mapping, Sequence
+
+from mindlab.alpaca import COLUMNS
+from mindlab.chat import ChatTemplate, quiet_factory
+
+
+def factory_rows(
+    chat: ChatTemplate, records: Sequence[Mapping[str, str]], cutoff_len: int = 10**6
+) -> list[tuple[list[int], list[int]]]:
+    """Return (input_ids, labels) of each record, by LLaMA-Factory's converter and supervised processor."""
+    from llamafactory.data.converter import AlpacaDatasetConverter
+    from llamafactory.data.parser import DatasetAttr
+    from llamafactory.data.processor import SupervisedDatasetProcessor
+    from llamafactory.hparams import DataArguments
+
+    with quiet_factory():
+        data_args = DataArguments(template=chat.name, cutoff_len=cutoff_len)
+        columns = DatasetAttr("file", "some.json")
+        columns.join({"columns": COLUMNS})  # as in the dataset_info entry that the builder writes
+        convert = AlpacaDatasetConverter(columns, data_args)
+        converted = [convert(dict(record)) for record in records]
+        batch = {name: [row[name] for row in converted] for name in converted[0]}
+        rows = SupervisedDatasetProcessor(chat.template, chat.tokenizer, None, data_args).preprocess_dataset(
+            batch
+        )
+    return list(zip(rows["input_ids"], rows["labels"], strict=True))

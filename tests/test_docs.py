@@ -1,0 +1,213 @@
+"""The documents hold: links resolve, commands parse, paths exist, and the numbers in them are re-made here."""
+
+import argparse
+import importlib.util
+import re
+import shlex
+from functools import cache
+
+import numpy as np
+import pytest
+
+from mindlab.metrics import answer_metrics
+from mindlab.mind import read_mind
+from mindlab.protocols import seed_splits
+from mindlab.recommenders.leak_rule import leak_rule
+from mindlab.statistics import MINDSMALL, describe, table
+from tests.conftest import ROOT
+
+DOCS = ("README.md", "data/README.md", "configs/README.md")
+SHELL = re.compile(r"^(?:python |llamafactory-cli |pytest |make )")
+
+
+def read(name):
+    return (ROOT / name).read_text(encoding="utf-8")
+
+
+def code(text):
+    """Return the lines of fenced blocks, continued ones joined, and the inline code of a Markdown text."""
+    blocks = re.findall(r"^```\w*\n(.*?)^```", text, re.MULTILINE | re.DOTALL)
+    lines = [line.split("  #")[0].strip() for b in blocks for line in re.sub(r"\\\n\s*", "", b).splitlines()]
+    outside = re.sub(r"^```.*?^```", "", text, flags=re.MULTILINE | re.DOTALL)
+    return lines + re.findall(r"`([^`\n]+)`", outside)
+
+
+def commands(text):
+    return [line for line in code(text) if SHELL.match(line)]
+
+
+def dead_links(text, folder):
+    """Return the relative links of a Markdown text that lead nowhere."""
+    links = re.findall(r"\]\(([^)\s]+)\)", text)
+    return [
+        link for link in links if not re.match(r"\w+:|#", link) and not (folder / link.split("#")[0]).exists()
+    ]
+
+
+class Caught(Exception):
+    """Carries a parser out of a script's main()."""
+
+
+@cache
+def parser_of(path):
+    """Return the argument parser that a script makes, without running more of it."""
+    spec = importlib.util.spec_from_file_location(f"script_{path.stem}", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+
+    def stop(self, *_, **__):
+        raise Caught(self)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(argparse.ArgumentParser, "parse_args", stop)
+        with pytest.raises(Caught) as caught:
+            module.main()
+    return caught.value.args[0]
+
+
+def wrong_command(line):
+    """Return what is wrong with a command of the documents, "" if nothing is."""
+    words = shlex.split(line)
+    if words[0] == "make":
+        targets = re.findall(r"^(\w+):", read("Makefile"), re.MULTILINE)
+        unknown = [word for word in words[1:] if "=" not in word and word not in targets]
+        return f"no make target {unknown}" if unknown else ""
+    if words[0] == "pytest":
+        missing = [word for word in words if word.startswith("tests/") and not (ROOT / word).exists()]
+        return f"no file {missing}" if missing else ""
+    if words[0] == "llamafactory-cli":
+        config, overrides = ROOT / words[2], words[3:]
+        if words[1] not in ("train", "chat", "api", "webchat", "export") or not config.is_file():
+            return f"no such verb or file: {words[1:3]}"
+        return "" if all("=" in word for word in overrides) else f"not key=value: {overrides}"
+    words = words[1:]
+    if words[0] == "-m":
+        path = ROOT / (words[1].replace(".", "/") + ".py")
+        words = words[1:]
+    else:
+        path = ROOT / words[0]
+    if not path.is_file():
+        return f"no file {path.name}"
+    try:
+        parser_of(path).parse_args(words[1:])
+    except SystemExit as end:
+        return "" if end.code == 0 else f"{path.name} does not take these arguments"
+    return ""
+
+
+def missing_paths(text):
+    """Return the paths of the tree under "## Tree" that do not exist."""
+    block = re.search(r"^## Tree\n+```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1]
+    paths = [line.split()[0] for line in block.splitlines()]
+    assert len(paths) > 20
+    return [path for path in paths if not (ROOT / path).exists()]
+
+
+def block(text, name):
+    """Return what stands between the two markers of a block that a program fills."""
+    return re.search(rf"<!-- {name} -->(.*?)<!-- /{name} -->", text, re.DOTALL)[1].strip()
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_links_resolve(name):
+    assert dead_links(read(name), (ROOT / name).parent) == []
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_commands_parse(name):
+    found = {line: wrong for line in commands(read(name)) if (wrong := wrong_command(line))}
+    assert found == {}
+
+
+def test_the_readme_has_its_commands():
+    lines = commands(read("README.md"))
+    assert {"make demo", "make test"} <= set(lines)
+    assert sum(line.startswith("python scripts/predict.py") for line in lines) >= 4
+
+
+def test_the_tree_exists():
+    assert missing_paths(read("README.md")) == []
+
+
+@pytest.mark.parametrize("name", DOCS)
+def test_configs_named_in_the_documents_exist(name):
+    named = {word for text in code(read(name)) for word in re.findall(r"configs/[\w/]+\.yaml", text)}
+    assert all((ROOT / path).is_file() for path in named), named
+
+
+def test_the_tutorials_overrides_are_llamafactorys():
+    from omegaconf import OmegaConf
+
+    from mindlab import factory
+
+    line = next(line for line in commands(read("README.md")) if "configs/new_train.yaml" in line)
+    words = shlex.split(line)[2:]
+    overrides = OmegaConf.to_container(OmegaConf.from_cli(words[1:]))
+    assert overrides["use_cpu"] is True
+    assert factory.validate(ROOT / words[0], overrides, ROOT)["max_steps"] == overrides["max_steps"]
+
+
+def test_the_statistics_are_those_of_the_sample():
+    found = describe(read_mind(ROOT / "data/sample"))
+    assert block(read("data/README.md"), "statistics") == table(found, "data/sample")
+    assert set(found) == set(MINDSMALL)
+
+
+def test_the_leak_rule_scores_what_the_readme_says():
+    test = seed_splits(read_mind(ROOT / "data/sample"), 42)["test"]
+    is_yes = leak_rule(test, np.full(len(test), -1))
+    found = answer_metrics(is_yes, test.labels[test.offsets[1:] - 1])
+    said = " ".join(block(read("README.md"), "leak-rule").split())
+    assert said == (
+        f"accuracy {found['accuracy']:.3f}, precision {found['precision']:.3f}, recall {found['recall']:.3f}, "
+        f"where always No has {found['always_no_accuracy']:.3f}"
+    )
+    assert f"on the {len(test)} test records" in " ".join(read("README.md").split())
+
+
+def test_describe_counts_by_hand(tmp_path):
+    news = "".join(f"N{i}\tnews\tus\tA b c\t\t\t[]\t[]\n" for i in range(1, 5))
+    behaviors = {
+        "train": "1\tU1\t11/9/2019 9:05:00 AM\tN1 N1 N2\tN3-1 N1-0\n2\tU2\t11/14/2019 9:05:00 AM\t\tN4-1 N2-1 N3-0\n",
+        "dev": "1\tU1\t11/15/2019 9:05:00 AM\tN1 N1 N2\tN3-0 N4-1\n",
+    }
+    for split, text in behaviors.items():
+        (tmp_path / split).mkdir()
+        (tmp_path / split / "news.tsv").write_text(news)
+        (tmp_path / split / "behaviors.tsv").write_text(text)
+    found = describe(read_mind(tmp_path))
+    expected = {
+        "news, train and dev together": 4,
+        "users in both splits": 1,
+        "categories": 1,
+        "words per title, mean": 3,
+        "news with an empty abstract": 100,
+        "train: impressions": 2,
+        "train: candidates per impression, mean": 2.5,
+        "train: clicked candidates": 60,
+        "train: impressions with one click": 50,
+        "train: history length, median": 1.5,
+        "train: impressions with an empty history": 50,
+        "train: impressions whose history repeats a news": 50,
+        "train: impressions showing a news of the history": 50,
+        "dev: impressions showing a news of the history": 0,
+        "dev: candidates not shown on 9-13 November": 50,
+        "dev: clicks on news not shown on 9-13 November": 100,
+    }
+    assert {name: found[name] for name in expected} == expected
+
+
+def test_the_gates_can_fail():
+    assert dead_links("[a](nowhere.md) [b](https://x.org) [c](#d)", ROOT) == ["nowhere.md"]
+    assert wrong_command("python scripts/no_such.py")
+    assert wrong_command("python scripts/predict.py --no-such-flag x")
+    assert wrong_command("python scripts/build_dataset.py --data data/sample")  # required ones are missing
+    assert wrong_command("python -m mindlab.statistics")
+    assert wrong_command("make coffee")
+    assert wrong_command("pytest tests/test_nothing.py")
+    assert wrong_command("llamafactory-cli train configs/nothing.yaml")
+    assert wrong_command("llamafactory-cli train configs/new_train.yaml max_steps")
+    listing = "\n".join(["mindlab/mind.py  x"] * 21 + ["mindlab/no_such.py  x"])
+    assert missing_paths(f"## Tree\n\n```\n{listing}\n```\n") == ["mindlab/no_such.py"]
+    text = "a `make demo` b\n\n```\npython scripts/x.py --a \\\n  --b  # why\n```\n"
+    assert commands(text) == ["python scripts/x.py --a --b", "make demo"]

@@ -1,0 +1,305 @@
+"""The engine against a plain call of the model, one prompt at a time; the scorers' ids against LLaMA-Factory's."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+
+from mindlab.chat import ChatTemplate, record_prompt
+from mindlab.errors import UserError
+from mindlab.llm.hf import HFEngine
+from mindlab.llm.score import NextClickScorer, YesNoScorer
+from mindlab.prompts import NextClick, NextClickParts, Pointwise, PointwiseParts
+from tests.factory_rows import factory_rows
+
+TITLES = [
+    *("Rams beat the Browns 20-13", 'The "20 best" pies', "What's next for the S&P 500?", "北京的天气 2022"),
+    *("A storm nears the coast", "A storm nears the capital", "A storm nears the capital again"),
+    *("'It was never about money': The mayor quits", "12,345.67 votes — so what?", "X", "1"),
+    *("Why do cats purr?", '"Never again," she says', "Top 10: the year in pictures!", "新闻：最新消息。"),
+]
+HISTORY, CANDIDATES = [0, 1, 2, 3, 11], [4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 2, 0]
+
+
+@pytest.fixture(scope="session")
+def models(tiny_glm, smollm2, tmp_path_factory):
+    """Folders by name; the random models have weights so large that a wrong mask shows in every score."""
+    from transformers import Glm4Config, Glm4ForCausalLM, GlmConfig, GlmForCausalLM
+
+    def sharp(name, config_class, model_class):
+        folder = tmp_path_factory.mktemp(name)
+        for path in tiny_glm.iterdir():
+            if path.name not in ("config.json", "model.safetensors"):
+                shutil.copy(path, folder)
+        settings = GlmConfig.from_pretrained(tiny_glm).to_dict()
+        settings.pop("model_type")
+        config = config_class(**{**settings, "initializer_range": 0.3, "dtype": "float32"})
+        with torch.random.fork_rng():
+            torch.manual_seed(3)
+            model_class(config).save_pretrained(folder)
+        return folder
+
+    return {
+        "glm": sharp("glm", GlmConfig, GlmForCausalLM),
+        "glm4": sharp("glm4", Glm4Config, Glm4ForCausalLM),
+        "smollm2": smollm2,
+    }
+
+
+@pytest.fixture(scope="session")
+def engines(models):
+    """Engines with so small a budget that most calls take several chunks."""
+    return {name: HFEngine(folder, token_budget=48) for name, folder in models.items()}
+
+
+NAMES = ["glm", "glm4", pytest.param("smollm2", marks=pytest.mark.model)]
+
+
+@pytest.fixture(params=NAMES)
+def both(request, engines, glm4_chat) -> tuple[HFEngine, ChatTemplate]:
+    """An engine and its template."""
+    is_glm = request.param != "smollm2"
+    return engines[request.param], glm4_chat if is_glm else request.getfixturevalue("smollm2_chat")
+
+
+@pytest.fixture(params=["glm4", pytest.param("smollm2", marks=pytest.mark.model)])
+def chat(request) -> ChatTemplate:
+    return request.getfixturevalue(f"{request.param}_chat")
+
+
+@torch.inference_mode()
+def plain_logits(model, ids: list[int]) -> torch.Tensor:
+    return model(input_ids=torch.tensor([ids])).logits[0].float()
+
+
+def plain_log_prob(model, prefix: list[int], line: list[int]) -> float:
+    log_probs = plain_logits(model, [*prefix, *line]).log_softmax(1)
+    return sum(float(log_probs[len(prefix) + i - 1, token]) for i, token in enumerate(line))
+
+
+def next_click_record(history: list[int], candidate: int) -> dict[str, str]:
+    return NextClick().record(NextClickParts([TITLES[n] for n in (*history, candidate)]))
+
+
+def pointwise_record(history: list[int], candidate: int, is_click: bool = True) -> dict[str, str]:
+    return Pointwise().record(PointwiseParts([TITLES[n] for n in history], TITLES[candidate], is_click))
+
+
+def make_scorer(engine, chat, cutoff_len=2000, history_length=8, per_token=False) -> NextClickScorer:
+    return NextClickScorer(engine, chat, TITLES, NextClick(), history_length, cutoff_len, per_token)
+
+
+# The engine
+
+
+def test_line_log_probs_equal_a_plain_call(engines):
+    rng = np.random.default_rng(0)
+    for name in ("glm", "glm4"):
+        model = engines[name].model
+        prefix = rng.integers(300, size=30).tolist()
+        lines = [rng.integers(300, size=size).tolist() for size in (1, 7, 1, 60, 3, 12, 1, 9, 9, 30, 1)]
+        lines += [[*lines[1], 5], lines[1]]  # a common beginning, and the same line twice
+        expected = [plain_log_prob(model, prefix, line) for line in lines]
+        assert np.std(expected) > 10
+        for budget in (1, 20, 31, 64, 10_000):
+            engines[name].token_budget = budget
+            np.testing.assert_allclose(engines[name].line_log_probs(prefix, lines), expected, atol=1e-3)
+        np.testing.assert_allclose(engines[name].line_log_probs(prefix[:1], lines[:3]), [
+            plain_log_prob(model, prefix[:1], line) for line in lines[:3]
+        ], atol=1e-3)  # fmt: skip
+        engines[name].token_budget = 48
+
+
+def test_many_candidates_are_read_in_bounded_chunks_and_the_prefix_once(engines, monkeypatch):
+    engine = engines["glm"]
+    passes = []
+    decoder = engine.model.get_decoder()
+    forward = decoder.forward
+
+    def counted(input_ids, **rest):
+        passes.append(input_ids.shape[1])
+        return forward(input_ids=input_ids, **rest)
+
+    monkeypatch.setattr(decoder, "forward", counted)
+    rng = np.random.default_rng(1)
+    prefix, lines = rng.integers(300, size=40).tolist(), rng.integers(300, size=(120, 6)).tolist()
+    before = engine.tokens_read
+    engine.line_log_probs(prefix, lines)
+    assert engine.tokens_read - before == sum(passes) == 40 + 120 * 6
+    assert max(passes) <= 48
+    assert len(passes) > 10
+
+
+def test_last_logits_equal_a_plain_call(engines):
+    rng = np.random.default_rng(2)
+    engine = engines["glm4"]
+    prefix, lines = rng.integers(300, size=25).tolist(), [rng.integers(300, size=n).tolist() for n in (1, 9, 40, 1, 5)]
+    expected = [plain_logits(engine.model, [*prefix, *line])[-1][[7, 3, 200]].tolist() for line in lines]
+    np.testing.assert_allclose(engine.last_logits(prefix, lines, (7, 3, 200)), expected, atol=1e-3)
+
+
+def test_generate_is_greedy_and_stops_at_the_stop_id(engines):
+    engine = engines["glm"]
+    for start in range(300):
+        prompt = [start, 17, 4, 99]
+        ids = list(prompt)
+        for _ in range(6):
+            ids.append(int(plain_logits(engine.model, ids)[-1].argmax()))
+        made = ids[4:]
+        if len(set(made)) == 6:
+            break
+    assert len(set(made)) == 6
+    unused = next(i for i in range(300) if i not in made)
+    assert engine.generate(prompt, [unused], max_new_tokens=6) == made
+    assert engine.generate(prompt, [unused, made[3]], max_new_tokens=6) == made[:3]
+    assert engine.generate(prompt, [made[0]], max_new_tokens=6) == []
+
+
+# The scorers against one plain call per candidate
+
+
+def test_next_click_scores_equal_one_plain_call_per_candidate(both):
+    engine, chat = both
+    candidates = CANDIDATES if chat.name == "glm4" else CANDIDATES[:6]
+    n_end = 1 if chat.name == "glm4" else 2  # <|endoftext|>; <|im_end|> and a newline
+
+    def log_prob(history, candidate):
+        """Score the last line of the whole record, its end of turn cut off."""
+        ((ids, _),) = factory_rows(chat, [next_click_record(history, candidate)])
+        line = chat.tokenizer.encode(f"- {TITLES[candidate]}", add_special_tokens=False)
+        ids = ids[: len(ids) - n_end]
+        assert ids[-len(line) :] == line
+        return plain_log_prob(engine.model, ids[: -len(line)], line)
+
+    expected = np.array([log_prob(HISTORY, n) - log_prob([], n) for n in candidates])
+    scorer = make_scorer(engine, chat)
+    np.testing.assert_allclose(scorer.score(HISTORY, candidates), expected, atol=1e-3)
+    # Again, from the kept no-history terms, and in another order.
+    np.testing.assert_allclose(scorer.score(HISTORY, candidates[::-1]), expected[::-1], atol=1e-3)
+    mean = make_scorer(engine, chat, per_token=True).score(HISTORY, candidates)
+    np.testing.assert_allclose(mean, expected / [len(scorer.line(n)) for n in candidates], atol=1e-3)
+    assert np.std(expected) > 0.1
+
+
+def test_yes_no_scores_equal_one_plain_call_per_candidate(both):
+    engine, chat = both
+    scorer = YesNoScorer(engine, chat)
+    yes, no = scorer.answers
+    candidates = CANDIDATES if chat.name == "glm4" else CANDIDATES[:6]
+    expected = []
+    for n in candidates:
+        (ids, labels), (others, _) = factory_rows(
+            chat, [pointwise_record(HISTORY, n), pointwise_record(HISTORY, n, is_click=False)]
+        )
+        place = next(i for i, (a, b) in enumerate(zip(ids, others, strict=True)) if a != b)
+        assert (ids[place], others[place], labels[place]) == (yes, no, yes)
+        logits = plain_logits(engine.model, ids[:place])[-1].log_softmax(0)
+        expected.append(float(logits[yes] - logits[no]))
+    found = scorer.score([pointwise_record(HISTORY, n) for n in candidates])
+    np.testing.assert_allclose(found, expected, atol=1e-3)
+    assert np.std(expected) > 0.01
+    np.testing.assert_allclose(scorer.score([pointwise_record(HISTORY, candidates[0])]), expected[:1], atol=1e-3)
+    np.testing.assert_allclose(scorer.score([pointwise_record(HISTORY, candidates[0])] * 2), expected[:1] * 2, atol=1e-3)
+
+
+def test_the_answers_are_yes_and_no(chat):
+    scorer = YesNoScorer(None, chat)
+    assert [chat.tokenizer.decode([token]) for token in scorer.answers] == (
+        ["Yes", "No"] if chat.name == "smollm2" else [chat.tokenizer.decode([t]) for t in scorer.answers]
+    )
+    for answer, token in zip(("Yes.", "No."), scorer.answers, strict=True):
+        record = {**pointwise_record(HISTORY, 4), "output": answer}
+        ((ids, _),) = factory_rows(chat, [record])
+        asked = scorer.ids(record)
+        assert ids[: len(asked) + 1] == [*asked, token]
+
+
+# Ids
+
+
+def test_next_click_ids_are_llamafactorys_for_every_title(chat):
+    scorer = make_scorer(None, chat)
+    end = [chat.tokenizer.eos_token_id] if chat.name == "glm4" else chat.tokenizer.encode("<|im_end|>\n")
+    records, ours = [], []
+    for n in range(len(TITLES)):
+        for history in (HISTORY, [n], list(range(8)), []):
+            records.append(next_click_record(history, n))
+            ours.append(scorer.prefix(history) + scorer.line(n) + end)
+            prompt = chat.prompt_ids(records[-1]["system"], record_prompt(records[-1]))
+            answer = chat.answer_ids(records[-1]["system"], record_prompt(records[-1]), records[-1]["output"])
+            assert ours[-1] == prompt + answer
+    assert [ids for ids, _ in factory_rows(chat, records)] == ours
+
+
+def test_pointwise_ids_are_llamafactorys_for_every_title(chat):
+    scorer = YesNoScorer(None, chat)
+    records = [pointwise_record(history, n) for n in range(len(TITLES)) for history in (HISTORY, [n], [])]
+    for record, (ids, labels) in zip(records, factory_rows(chat, records), strict=True):
+        asked = scorer.ids(record)
+        assert ids[: len(asked)] == asked
+        assert labels[len(asked)] == ids[len(asked)] == scorer.answers[0]
+
+
+# History
+
+
+def test_an_empty_history_gives_equal_scores(engines, glm4_chat):
+    scorer = make_scorer(engines["glm"], glm4_chat)
+    assert scorer.score([], CANDIDATES).tolist() == [0.0] * len(CANDIDATES)
+    assert len(set(scorer.score(HISTORY, CANDIDATES).tolist())) > 1
+
+
+def test_cutoff_len_drops_the_oldest_titles_only_and_no_more_than_needed(chat):
+    history, line = [3, 7, 8, 12, 0, 1], 30
+    whole = make_scorer(None, chat, cutoff_len=10**6)
+    n_end = 1 if chat.name == "glm4" else 2
+    seen = set()
+    for cutoff_len in range(60, len(whole.prefix(history)) + line + n_end + 3, 3):
+        try:
+            prefix = make_scorer(None, chat, cutoff_len).prefix(history, line)
+        except UserError:
+            continue  # not even the question
+        fitting = [k for k in range(7) if len(whole.prefix(history[k:])) + line + n_end <= cutoff_len]
+        dropped = min(fitting, default=6)
+        assert prefix == whole.prefix(history[dropped:])
+        seen.add(dropped)
+    assert seen == set(range(7))
+
+
+def test_history_length_keeps_the_latest_titles(chat):
+    assert make_scorer(None, chat, history_length=2).prefix(HISTORY) == make_scorer(None, chat).prefix(HISTORY[-2:])
+
+
+def test_a_cutoff_len_below_the_question_is_the_users_to_mend(glm4_chat):
+    with pytest.raises(UserError, match="cutoff_len 10 does not hold the question"):
+        make_scorer(None, glm4_chat, cutoff_len=10)
+
+
+# Loading
+
+
+def test_a_merged_adapter_scores_as_the_unmerged_one(models, engines, glm4_chat, tmp_path):
+    from peft import LoraConfig, get_peft_model
+    from transformers import AutoModelForCausalLM
+
+    base = AutoModelForCausalLM.from_pretrained(models["glm"], dtype=torch.float32)
+    config = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["q_proj", "v_proj", "o_proj"])
+    with torch.random.fork_rng():
+        torch.manual_seed(4)
+        unmerged = get_peft_model(base, config).eval()
+    unmerged.save_pretrained(tmp_path)
+    merged = HFEngine(models["glm"], tmp_path, token_budget=48)
+    rng = np.random.default_rng(5)
+    prefix, lines = rng.integers(300, size=20).tolist(), rng.integers(300, size=(9, 8)).tolist()
+    found = merged.line_log_probs(prefix, lines)
+    np.testing.assert_allclose(found, [plain_log_prob(unmerged, prefix, line) for line in lines], atol=1e-3)
+    assert np.abs(found - engines["glm"].line_log_probs(prefix, lines)).min() > 0.01
+    assert merged.n_parameters == engines["glm"].n_parameters
+
+
+def test_a_missing_model_or_adapter_is_the_users_to_mend(models, tmp_path):
+    with pytest.raises(UserError, match="cannot load the model"):
+        HFEngine(tmp_path)
+    with pytest.raises(UserError, match="cannot put the adapter"):
+        HFEngine(models["glm"], tmp_path)

@@ -1,0 +1,260 @@
+"""The committed notebooks are their twins', were run, and follow the house rules. Nothing here runs a whole one."""
+
+import ast
+import re
+import statistics
+import subprocess
+import sys
+
+import nbformat
+import pytest
+
+from mindlab import notebook
+from mindlab.errors import UserError
+from tests.conftest import ROOT
+
+TWINS = notebook.twins()
+SOURCE = """# %% [markdown]
+# # A title
+
+# %% tags=["parameters"]
+n = 3
+name = "x"
+share = 0.5
+
+# %%
+import sys
+
+print("hello", n, name)
+print("progress", file=sys.stderr)
+"""
+LONGEST_CELL, MEDIAN_CELL = 25, 8  # lines
+
+
+@pytest.fixture
+def twin(tmp_path):
+    path = tmp_path / "src" / "01_small.py"
+    path.parent.mkdir()
+    path.write_text(SOURCE, encoding="utf-8")
+    return path
+
+
+def as_if_run(twin, outputs=()):
+    """Write the twin's notebook as if it had been run; return its path."""
+    book = notebook.convert(twin)
+    for cell in book.cells:
+        if cell.cell_type == "code":
+            cell.execution_count = 1
+            cell.outputs = [nbformat.v4.new_output("stream", name="stdout", text="hello\n"), *outputs]
+    path = twin.parent.parent / "01_small.ipynb"
+    notebook.write(book, path)
+    return path
+
+
+def code_cells(book):
+    return [cell for cell in book.cells if cell.cell_type == "code"]
+
+
+def sections(book):
+    """Return the code cells under each numbered heading."""
+    found = []
+    for cell in book.cells:
+        if cell.cell_type == "markdown" and cell.source.startswith("## "):
+            found.append((cell.source.splitlines()[0], []))
+        elif cell.cell_type == "code" and found:
+            found[-1][1].append(cell)
+    return [(title, cells) for title, cells in found if re.match(r"## \d", title)]
+
+
+def broken_rules(book):
+    """Return, a line each, where a notebook leaves the house rules for cells."""
+    found = []
+    lines = [sum(bool(line.strip()) for line in cell.source.splitlines()) for cell in code_cells(book)]
+    if max(lines) > LONGEST_CELL:
+        found.append(f"a cell of {max(lines)} lines")
+    if statistics.median(lines) > MEDIAN_CELL:
+        found.append(f"cells have {statistics.median(lines)} lines in the median")
+    for cell in code_cells(book):
+        if re.search(r"^\s*[!%]", cell.source, re.MULTILINE):
+            found.append("a shell or magic line")
+        elif any(
+            isinstance(node, ast.FunctionDef | ast.ClassDef) for node in ast.walk(ast.parse(cell.source))
+        ):
+            found.append("a function or class defined in a cell")
+    for title, cells in sections(book):
+        if not cells or "assert" not in cells[-1].source:
+            found.append(f"no check at the end of {title!r}")
+    for cell in book.cells:
+        if cell.cell_type == "markdown" and (number := re.search(r"\d[.,]\d|\d ?%", cell.source)):
+            found.append(f"a number typed in prose: {number[0]!r}")
+    if not any("solution" in notebook.tags(cell) for cell in book.cells):
+        found.append("no exercise with a solution")
+    return found
+
+
+def test_there_are_notebooks():
+    assert [path.stem[:2] for path in TWINS] == sorted(path.stem[:2] for path in TWINS)
+    assert len(TWINS) >= 2
+    orphans = {path.stem for path in notebook.NOTEBOOKS.glob("*.ipynb")} - {path.stem for path in TWINS}
+    assert not orphans, "notebooks without a twin"
+
+
+@pytest.mark.parametrize("path", TWINS, ids=lambda path: path.stem)
+def test_the_committed_notebook_is_in_step(path):
+    assert notebook.problems(path, notebook.NOTEBOOKS / f"{path.stem}.ipynb") == []
+
+
+@pytest.mark.parametrize("path", TWINS, ids=lambda path: path.stem)
+def test_a_notebook_keeps_the_house_rules(path):
+    book = notebook.convert(path)
+    assert broken_rules(book) == []
+    assert "seed" in notebook.parameters(book)
+    head = book.cells[0].source
+    assert all(word in head for word in ("**Reads**", "**Writes**", "**Time", "**Hardware**", "**Previous**"))
+
+
+@pytest.mark.parametrize(
+    ("bad", "expected"),
+    [
+        ("# %%\n" + "x = 1\n" * 26, "a cell of 26 lines"),
+        ("# %%\ndef f():\n    return 1\n", "function"),
+        ("# %%\n# !pip install x\n", "shell"),
+        ("# %% [markdown]\n# ## 1 A question\n\n# %%\nx = 1\n", "no check"),
+        ("# %% [markdown]\n# The accuracy is 97.8 %.\n", "typed in prose"),
+    ],
+)
+def test_the_house_rules_can_fail(twin, bad, expected):
+    twin.write_text(f"{SOURCE}\n{bad}", encoding="utf-8")
+    book = notebook.convert(twin)
+    for cell in book.cells:  # in a percent twin a shell line is a comment
+        cell.source = cell.source.replace("# !pip", "!pip")
+    assert any(expected in line for line in broken_rules(book)), broken_rules(book)
+
+
+def test_a_notebook_in_step_has_no_problem(twin):
+    assert notebook.problems(twin, as_if_run(twin)) == []
+
+
+def test_problems_finds_a_changed_twin(twin):
+    path = as_if_run(twin)
+    twin.write_text(SOURCE.replace("n = 3", "n = 4"), encoding="utf-8")
+    assert "cell 1 is not the twin's" in notebook.problems(twin, path)[0]
+    twin.write_text(SOURCE + "\n# %%\nprint(1)\n", encoding="utf-8")
+    assert "cell 3 is not the twin's" in notebook.problems(twin, path)[0]
+
+
+@pytest.mark.parametrize(
+    ("output", "expected"),
+    [
+        (nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[]), "ended in an error"),
+        (nbformat.v4.new_output("stream", name="stderr", text="50%"), "keeps stderr"),
+        (nbformat.v4.new_output("stream", name="stdout", text="in /home/me/mindlab"), "absolute path"),
+        (nbformat.v4.new_output("stream", name="stdout", text="in C:\\mindlab"), "absolute path"),
+    ],
+)
+def test_problems_finds_a_bad_output(twin, output, expected):
+    found = notebook.problems(twin, as_if_run(twin, [output]))
+    assert any(expected in line for line in found), found
+
+
+def test_problems_finds_what_was_not_run_or_not_written(twin):
+    path = twin.parent.parent / "01_small.ipynb"
+    assert "no such file" in notebook.problems(twin, path)[0]
+    notebook.write(notebook.convert(twin), path)
+    found = notebook.problems(twin, path)
+    assert any("not run" in line for line in found)
+    assert any("no outputs" in line for line in found)
+
+
+@pytest.mark.parametrize("text", ["https://a.org/home/x", "data/home/x", "1/2", "and/or", "a /b/ c"])
+def test_what_is_no_absolute_path(text):
+    assert not notebook.ABSOLUTE_PATH.search(text)
+
+
+def test_parameters_are_literals_and_strict(twin):
+    book = notebook.convert(twin)
+    assert notebook.parameters(book) == {"n": 3, "name": "x", "share": 0.5}
+    notebook.set_parameters(book, {"n": "5", "name": "7"})
+    assert notebook.parameters(book) == {"n": 5, "name": "7", "share": 0.5}
+
+
+@pytest.mark.parametrize(
+    ("given", "expected"),
+    [
+        ({"m": "5"}, "no parameter 'm'; the notebook has n, name, share"),
+        ({"n": "many"}, "expected int"),
+        ({"n": "2.5"}, "expected int"),
+        ({"n": ""}, "expected int"),
+    ],
+)
+def test_a_wrong_parameter_is_refused(twin, given, expected):
+    with pytest.raises(UserError, match=expected):
+        notebook.set_parameters(notebook.convert(twin), given)
+
+
+@pytest.mark.parametrize("line", ["n = 1 + k", "n = len('a')", "print(1)", "n, m = 1, 2"])
+def test_a_parameters_cell_with_more_than_literals_is_refused(twin, line):
+    twin.write_text(SOURCE.replace("n = 3", line), encoding="utf-8")
+    with pytest.raises(UserError, match="parameters cell holds"):
+        notebook.parameters(notebook.convert(twin))
+
+
+def test_a_notebook_needs_one_parameters_cell(twin):
+    twin.write_text(SOURCE.replace(' tags=["parameters"]', ""), encoding="utf-8")
+    with pytest.raises(UserError, match="0 cells are tagged parameters"):
+        notebook.parameters(notebook.convert(twin))
+
+
+def test_converting_twice_gives_the_same_notebook(twin):
+    assert notebook.convert(twin) == notebook.convert(twin)
+
+
+def test_execute_keeps_stdout_and_drops_the_machine(twin):
+    twin.write_text(SOURCE + "\n# %%\nimport os\nprint(os.getcwd() + '/data')\n", encoding="utf-8")
+    book = notebook.convert(twin)
+    notebook.set_parameters(book, {"n": "5"})
+    notebook.execute(book)
+    notebook.normalise(book)
+    outputs = [cell.outputs for cell in code_cells(book)]
+    assert [output.get("text") for output in outputs[1]] == ["hello 5 x\n"]
+    assert outputs[2][0].text == "data\n"
+    assert "execution" not in book.cells[1].metadata
+
+
+def test_execute_says_which_cell_failed(twin):
+    twin.write_text(SOURCE + "\n# %%\nassert n > 3, 'too few'\n", encoding="utf-8")
+    with pytest.raises(UserError, match="AssertionError: too few"):
+        notebook.execute(notebook.convert(twin))
+
+
+def test_setup_prints_what_is_in_use(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    notebook.setup("data/sample", 42)
+    out = capsys.readouterr().out
+    assert "llamafactory" in out
+    assert "data   data/sample (synthetic)\nseed   42\n" in out
+    with pytest.raises(UserError, match="no such folder"):
+        notebook.setup("data/nowhere", 42)
+
+
+def test_twins_are_found_by_the_beginning_of_their_name():
+    assert [path.stem for path in notebook.twins(["02"])] == ["02_build_the_dataset"]
+    with pytest.raises(UserError, match="expected one of"):
+        notebook.twins(["99"])
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "message"),
+    [
+        (["02", "-p", "n_wrong=3"], 2, "no parameter 'n_wrong'"),
+        (["99"], 2, "notebook '99'"),
+        (["--help"], 0, ""),
+    ],
+)
+def test_the_script_ends_as_it_should(arguments, code, message):
+    run = subprocess.run(
+        [sys.executable, "scripts/run_notebooks.py", *arguments], cwd=ROOT, capture_output=True, text=True
+    )
+    assert run.returncode == code, run.stderr
+    assert message in run.stderr
+    assert "Traceback" not in run.stderr
