@@ -188,8 +188,14 @@ def execute(notebook: Any, log: Callable[[str], None] = lambda line: None) -> No
             raise UserError(f"the kernel did not get through: {error}") from None
 
 
+def is_progress(output: Mapping[str, Any]) -> bool:
+    """Return whether an output is stderr or a widget: bars and warnings, of interest only while running."""
+    widgets = [kind for kind in output.get("data", {}) if kind.startswith("application/vnd.jupyter.widget")]
+    return output.get("name") == "stderr" or bool(widgets)
+
+
 def normalise(notebook: Any) -> None:
-    """Take out of the outputs, in place, what differs from machine to machine: stderr, times, paths."""
+    """Take out of the outputs, in place, what differs from machine to machine: bars, times, paths."""
     prefixes = sorted({f"{ROOT}{os.sep}", f"{os.path.realpath(ROOT)}{os.sep}"}, key=len, reverse=True)
 
     def clean(value: Any) -> Any:
@@ -206,10 +212,11 @@ def normalise(notebook: Any) -> None:
     for cell in notebook.cells:
         cell.metadata.pop("execution", None)
         if cell.cell_type == "code":
-            kept = [output for output in cell.outputs if output.get("name") != "stderr"]
+            kept = [output for output in cell.outputs if not is_progress(output)]
             cell.outputs = [clean(output) for output in kept]
     # nbclient puts the exact Python version of the machine there.
     notebook.metadata["language_info"] = {"name": "python"}
+    notebook.metadata.pop("widgets", None)
 
 
 def write(notebook: Any, path: Path) -> None:
@@ -242,10 +249,28 @@ def problems(twin: Path, committed: Path) -> list[str]:
             found.append(f"{committed.name}: not run: {first}")
         if any(output.output_type == "error" for output in cell.outputs):
             found.append(f"{committed.name}: ended in an error: {first}")
-        if any(output.get("name") == "stderr" for output in cell.outputs):
-            found.append(f"{committed.name}: keeps stderr: {first}")
+        if any(is_progress(output) for output in cell.outputs):
+            found.append(f"{committed.name}: keeps stderr or a widget: {first}")
     if not any(cell.outputs for cell in code):
         found.append(f"{committed.name}: no outputs")
-    if match := ABSOLUTE_PATH.search(committed.read_text(encoding="utf-8")):
-        found.append(f"{committed.name}: holds an absolute path, {match[0]!r}")
+    for text in texts(notebook.cells):
+        if match := ABSOLUTE_PATH.search(text):
+            found.append(f"{committed.name}: holds an absolute path, {match[0]!r}")
     return found
+
+
+def texts(value: Any) -> Iterator[str]:
+    """Yield every string of cells or outputs, images left out.
+
+    >>> list(texts([{"source": "a", "data": {"text/plain": "b", "image/png": "c"}}]))
+    ['a', 'b']
+    """
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, Mapping):
+        for key, item in value.items():
+            if not key.startswith("image/"):
+                yield from texts(item)
+    elif isinstance(value, list):
+        for item in value:
+            yield from texts(item)

@@ -504,8 +504,8 @@ def write_report(
         _tutorial_section(tutorial),
         _remake_section(board, context),
     ]
-    about = [str(context["data"]), describe(board)] if context.get("data") else [describe(board)]
-    about = [f'<p class="about">{_sentence(line)}</p>' for line in about]
+    lines = [_e(context["data"])] if context.get("data") else []
+    about = [f'<p class="about">{line}</p>' for line in [*lines, _sentence(describe(board))]]
     warning = f'<p class="warning">{_e(SYNTHETIC)}</p>' if context.get("synthetic") else ""
     page = f"""<!DOCTYPE html>
 <html lang="en">
@@ -780,7 +780,7 @@ def place_labels(
     result = []
     for own, ((x, y), name) in enumerate(zip(points, names, strict=True)):
         sides = (1, -1) if x < 50 else (-1, 1)
-        for moved, side in ((moved, side) for moved in (0, 12, -12, 18, -18, 30, -30) for side in sides):
+        for moved, side in ((moved, side) for moved in (0, -12, 12, -18, 18, -30, 30) for side in sides):
             near = width * x / 100 + 8 * side
             left, right = sorted((near, near + 8 * side * len(name)))
             box = (left, right, y + moved - 8, y + moved + 8)

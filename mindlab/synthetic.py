@@ -56,13 +56,15 @@ class World:
     popularity: float = 0.45  # s.d. of a news' popularity in the utility of a click
     freshness: float = 0.55  # utility lost per day of age, up to `freshness_days`
     freshness_days: float = 4.0
-    exposure_skew: float = 1.5  # s.d. of log exposure that has nothing to do with popularity
-    exposure_life: float = 0.88  # days after which the exposure of a news has fallen to 1/e
-    evergreen: float = 0.01  # exposure that never fades, as a share of a new news' exposure
+    exposure_skew: float = 1.3  # s.d. of log exposure that has nothing to do with popularity
+    exposure_life: float = 0.82  # days after which the exposure of a news has fallen to 1/e
+    evergreen: float = 0.006  # exposure that never fades, as a share of a new news' exposure
     extra_clicks_base: float = 0.021  # mean clicks beyond the first: base * (candidates - 1) ** power
     extra_clicks_power: float = 0.9
     extra_clicks_shape: float = 0.8  # shape of their negative binomial
-    candidate_in_history: float = 0.07  # impressions that show a news the reader clicked before
+    candidate_in_history: float = (
+        0.072  # least share of impressions that show a news the reader clicked before
+    )
     repeat_rate: float = 0.008  # repeated ids per history entry
 
 
@@ -108,19 +110,25 @@ def _draw_distinct(
     """
     n_groups = len(sizes)
     group = item = np.empty(0, dtype=np.int64)
+    finished: list[tuple[np.ndarray, np.ndarray]] = []
     counts = np.zeros(n_groups, dtype=np.int64)
     for _ in range(rounds):
         short = np.flatnonzero(counts < sizes)
         if not len(short):
             break
+        # Only the groups that draw again are looked through again.
+        is_short = (counts < sizes)[group]
+        finished.append((group[~is_short], item[~is_short]))
         more = np.repeat(short, (sizes[short] - counts[short]) * 5 // 4 + 3)
-        group = np.concatenate([group, more])
-        item = np.concatenate([item, draw(more)])
+        group = np.concatenate([group[is_short], more])
+        item = np.concatenate([item[is_short], draw(more)])
         # Keep the first draw of every (group, item), in the order of drawing.
         _, first = np.unique(group * (item.max() + 1) + item, return_index=True)
         first.sort()
         group, item = group[first], item[first]
-        counts = np.bincount(group, minlength=n_groups)
+        counts[short] = np.bincount(group, minlength=n_groups)[short]
+    group = np.concatenate([*(groups for groups, _ in finished), group])
+    item = np.concatenate([*(items for _, items in finished), item])
     order = np.argsort(group, kind="stable")
     group, item = group[order], item[order]
     start = np.concatenate([[0], np.cumsum(counts)])
@@ -253,12 +261,11 @@ def _make_users(n: int, news: _News, world: World, rng: np.random.Generator) -> 
     choice = np.cumsum(np.exp(world.history_focus * interest) * mass, axis=1)
     choice /= choice[:, -1:]
 
+    # One search for all users: user u's distribution lives in [u, u + 1).
+    rows = (choice + np.arange(n)[:, None]).ravel()
+
     def draw(users: np.ndarray) -> np.ndarray:
-        # One search for all users: user u's distribution lives in [u, u + 1).
-        rows = choice + np.arange(n)[:, None]
-        topic = np.searchsorted(rows.ravel(), users + rng.random(len(users)), side="right") - users * len(
-            category
-        )
+        topic = np.searchsorted(rows, users + rng.random(len(users)), side="right") - users * len(category)
         topic = np.minimum(topic, len(category) - 1)
         at = cumulative[bounds[topic]] + rng.random(len(users)) * mass[topic]
         return old[np.clip(np.searchsorted(cumulative, at, side="right") - 1, 0, len(old) - 1)]
@@ -324,17 +331,19 @@ def _make_split(
 
     shown, offsets = _draw_distinct(sizes, draw)
     sizes = np.diff(offsets)
-    # Some impressions show a news that the reader has clicked before.
-    has_history = np.diff(users.offsets)[user] > 0
-    again = np.flatnonzero((rng.random(n) < world.candidate_in_history) & has_history)
-    u = user[again]
-    old = users.history[
-        users.offsets[u]
-        + (rng.random(len(again)) * (users.offsets[u + 1] - users.offsets[u])).astype(np.int64)
-    ]
+    # Some impressions show a news that the reader has clicked before: raise what chance gives to the share.
     owner = np.repeat(np.arange(n), sizes)
-    fresh = ~np.isin(again * len(news.birth) + old, owner * len(news.birth) + shown)
-    shown[offsets[again[fresh]]] = old[fresh]
+    n_news = len(news.birth)
+    reader = np.repeat(np.arange(len(users.ids)), np.diff(users.offsets))
+    is_old = np.isin(user[owner] * n_news + shown, reader * n_news + users.history)
+    shows_old = np.bincount(owner[is_old], minlength=n) > 0
+    lacking = max(0.0, world.candidate_in_history - shows_old.mean()) / max(1e-9, 1 - shows_old.mean())
+    has_history = np.diff(users.offsets)[user] > 0
+    again = np.flatnonzero((rng.random(n) < lacking) & has_history & ~shows_old)
+    u = user[again]
+    length = users.offsets[u + 1] - users.offsets[u]
+    old = users.history[users.offsets[u] + (rng.random(len(again)) * length).astype(np.int64)]
+    shown[offsets[again]] = old
     # Shuffle inside each impression: draws come most exposed first.
     shown = shown[np.lexsort((rng.random(len(shown)), owner))]
 

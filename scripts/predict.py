@@ -59,13 +59,10 @@ def main() -> None:
         "--token-budget", type=int, default=1024, help="new tokens per pass; 8192 suits a GPU"
     )
     args = parser.parse_args()
-    for name, value in (
-        ("limit", args.limit),
-        ("history", args.history),
-        ("token-budget", args.token_budget),
-    ):
+    for name in ("limit", "history", "cutoff_len", "token_budget"):
+        value = getattr(args, name)
         if value is not None and value < 1:
-            raise UserError(f"--{name} {value}: expected at least 1")
+            raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
     request = Request(
         data=args.data,
         protocol=args.protocol,

@@ -19,7 +19,7 @@ TITLES = [
     *("'It was never about money': The mayor quits", "12,345.67 votes — so what?", "X", "1"),
     *("Why do cats purr?", '"Never again," she says', "Top 10: the year in pictures!", "新闻：最新消息。"),
 ]
-HISTORY, CANDIDATES = [0, 1, 2, 3, 11], [4, 5, 6, 7, 8, 9, 10, 12, 13, 14, 2, 0]
+HISTORY, CANDIDATES = [0, 1, 2, 3, 11], [4, 5, 7, 6, 8, 9, 10, 12, 13, 14, 2, 0]
 
 
 @pytest.fixture(scope="session")
@@ -134,7 +134,10 @@ def test_many_candidates_are_read_in_bounded_chunks_and_the_prefix_once(engines,
 def test_last_logits_equal_a_plain_call(engines):
     rng = np.random.default_rng(2)
     engine = engines["glm4"]
-    prefix, lines = rng.integers(300, size=25).tolist(), [rng.integers(300, size=n).tolist() for n in (1, 9, 40, 1, 5)]
+    prefix, lines = (
+        rng.integers(300, size=25).tolist(),
+        [rng.integers(300, size=n).tolist() for n in (1, 9, 40, 1, 5)],
+    )
     expected = [plain_logits(engine.model, [*prefix, *line])[-1][[7, 3, 200]].tolist() for line in lines]
     np.testing.assert_allclose(engine.last_logits(prefix, lines, (7, 3, 200)), expected, atol=1e-3)
 
@@ -161,7 +164,7 @@ def test_generate_is_greedy_and_stops_at_the_stop_id(engines):
 
 def test_next_click_scores_equal_one_plain_call_per_candidate(both):
     engine, chat = both
-    candidates = CANDIDATES if chat.name == "glm4" else CANDIDATES[:6]
+    candidates = CANDIDATES if chat.name == "glm4" else CANDIDATES[:3]
     n_end = 1 if chat.name == "glm4" else 2  # <|endoftext|>; <|im_end|> and a newline
 
     def log_prob(history, candidate):
@@ -186,7 +189,7 @@ def test_yes_no_scores_equal_one_plain_call_per_candidate(both):
     engine, chat = both
     scorer = YesNoScorer(engine, chat)
     yes, no = scorer.answers
-    candidates = CANDIDATES if chat.name == "glm4" else CANDIDATES[:6]
+    candidates = CANDIDATES if chat.name == "glm4" else CANDIDATES[:3]
     expected = []
     for n in candidates:
         (ids, labels), (others, _) = factory_rows(
@@ -199,8 +202,12 @@ def test_yes_no_scores_equal_one_plain_call_per_candidate(both):
     found = scorer.score([pointwise_record(HISTORY, n) for n in candidates])
     np.testing.assert_allclose(found, expected, atol=1e-3)
     assert np.std(expected) > 0.01
-    np.testing.assert_allclose(scorer.score([pointwise_record(HISTORY, candidates[0])]), expected[:1], atol=1e-3)
-    np.testing.assert_allclose(scorer.score([pointwise_record(HISTORY, candidates[0])] * 2), expected[:1] * 2, atol=1e-3)
+    np.testing.assert_allclose(
+        scorer.score([pointwise_record(HISTORY, candidates[0])]), expected[:1], atol=1e-3
+    )
+    np.testing.assert_allclose(
+        scorer.score([pointwise_record(HISTORY, candidates[0])] * 2), expected[:1] * 2, atol=1e-3
+    )
 
 
 def test_the_answers_are_yes_and_no(chat):
@@ -268,7 +275,9 @@ def test_cutoff_len_drops_the_oldest_titles_only_and_no_more_than_needed(chat):
 
 
 def test_history_length_keeps_the_latest_titles(chat):
-    assert make_scorer(None, chat, history_length=2).prefix(HISTORY) == make_scorer(None, chat).prefix(HISTORY[-2:])
+    assert make_scorer(None, chat, history_length=2).prefix(HISTORY) == make_scorer(None, chat).prefix(
+        HISTORY[-2:]
+    )
 
 
 def test_a_cutoff_len_below_the_question_is_the_users_to_mend(glm4_chat):
@@ -284,7 +293,9 @@ def test_a_merged_adapter_scores_as_the_unmerged_one(models, engines, glm4_chat,
     from transformers import AutoModelForCausalLM
 
     base = AutoModelForCausalLM.from_pretrained(models["glm"], dtype=torch.float32)
-    config = LoraConfig(r=4, lora_alpha=8, init_lora_weights=False, target_modules=["q_proj", "v_proj", "o_proj"])
+    config = LoraConfig(
+        r=4, lora_alpha=8, init_lora_weights=False, target_modules=["q_proj", "v_proj", "o_proj"]
+    )
     with torch.random.fork_rng():
         torch.manual_seed(4)
         unmerged = get_peft_model(base, config).eval()

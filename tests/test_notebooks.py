@@ -148,6 +148,10 @@ def test_problems_finds_a_changed_twin(twin):
     [
         (nbformat.v4.new_output("error", ename="ValueError", evalue="", traceback=[]), "ended in an error"),
         (nbformat.v4.new_output("stream", name="stderr", text="50%"), "keeps stderr"),
+        (
+            nbformat.v4.new_output("display_data", {"application/vnd.jupyter.widget-view+json": {}}),
+            "keeps stderr or a widget",
+        ),
         (nbformat.v4.new_output("stream", name="stdout", text="in /home/me/mindlab"), "absolute path"),
         (nbformat.v4.new_output("stream", name="stdout", text="in C:\\mindlab"), "absolute path"),
     ],

@@ -21,7 +21,7 @@ from mindlab import predictions, protocols
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
 from mindlab.mind import Impressions, Mind, read_mind
-from mindlab.prompts import FORMATS, NextClick, Pointwise, PointwiseParts
+from mindlab.prompts import FORMATS, LikesDislikes, NextClick, Pointwise, PointwiseParts
 from mindlab.runs import data_hashes, peak_memory_mb, provenance
 from mindlab.special_tokens import neutralise
 
@@ -111,7 +111,8 @@ def predict(
     begin, tokens = time.perf_counter(), 0
     for b, case in progress(cases, n_done, len(rows)):
         impression = whole.take(np.array([case]))
-        found = score(impression)
+        # Only the tutorial's prompt shows labels, those of the target's siblings.
+        found = score(impression if request.format == LikesDislikes.name else impression.without_labels())
         pending.append(_as_table(request.split, impression, mind, found, int(case)))
         if len(pending) == len(blocks[b]):
             cost = {"seconds": str(time.perf_counter() - begin), "tokens": str(engine.tokens_read - tokens)}
@@ -182,7 +183,7 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
             candidates = titles[impression.candidates(0)]
             # All candidates share one history, the longest that fits the longest of them.
             parts = [PointwiseParts(history, title, False) for title in candidates]
-            longest = max(parts, key=lambda p: len(p.candidate))
+            longest = max(parts, key=lambda p: chat.count(form.record(p)))
             done = Shortening()
             fit_budget(form, longest, 0, budget, done)
             scores = answers.score([form.record(p, done.titles_dropped) for p in parts])

@@ -107,7 +107,7 @@ found = {f"{name}, text": evaluate(table, rng=rng).summary for name, table in ta
 for name, is_yes in blind.items():
     found[name] = answer_metrics(is_yes, labels, sample.users, rng=rng)
 columns = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "tp", "fp", "fn", "tn"]
-display(pd.DataFrame(found).T[columns].astype(float).round(3))
+display(pd.DataFrame(found).T[[*columns, "invalid_answers"]].astype(float).round(3))
 
 # %% [markdown]
 # *Always No* is the level that accuracy starts from. The leak rule is above it without having read a
@@ -186,8 +186,9 @@ leaderboard = pd.DataFrame({name: one.summary for name, one in measured.items()}
 display(leaderboard.astype(float).round(3).sort_values("auc", ascending=False))
 
 # %% [markdown]
-# AUC, MRR and nDCG are MIND's official metrics: of each impression, then the mean. The interval resamples
-# readers, because one reader's impressions are alike.
+# Before you believe any order of these rows, look where `random` stands. AUC, MRR and nDCG are MIND's
+# official metrics: of each impression, then the mean. The interval resamples readers, because one
+# reader's impressions are alike.
 
 # %%
 assert len({one.summary["subset_sha"] for one in measured.values()}) == 1, "methods scored other candidates"

@@ -1,0 +1,337 @@
+"""mindlab.llm.predict: whole runs, killed runs, and who may see a label."""
+
+import json
+import sys
+from dataclasses import replace
+
+import numpy as np
+import pytest
+
+from mindlab.alpaca import FORMATS_OF
+from mindlab.errors import UserError
+from mindlab.llm import predict
+from mindlab.llm.predict import Request, Scored, template_of
+from mindlab.mind import read_mind
+from mindlab.predictions import read_predictions
+from mindlab.protocols import dev_splits, limit, seed_splits
+from mindlab.synthetic import make_sample
+from tests.handmade import make_impressions, make_news
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A folder of synthetic MIND: 60 and 40 impressions."""
+    folder = tmp_path_factory.mktemp("data")
+    make_sample(folder, 60, 40, seed=2)
+    return folder
+
+
+@pytest.fixture
+def request_of(data, tiny_glm, glm4_chat, monkeypatch):
+    """Build a request on the tiny GLM; parts are three cases long."""
+    monkeypatch.setattr(predict, "CASES_PER_PART", 3)
+    monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
+
+    def request_of(form="next_click", **options):
+        protocol = "seed" if form == "likes_dislikes" else "dev"
+        base = Request(str(data), protocol, form, str(tiny_glm), "glm4", limit=8, history_length=3)
+        return replace(base, **options)
+
+    return request_of
+
+
+class FakeEngine:
+    n_parameters, tokens_read = 5, 0
+
+
+@pytest.fixture
+def fake_scorer(monkeypatch):
+    """Take the model's place; keep every impression asked for."""
+    asked = []
+
+    def make_scorer(request, mind):
+        engine = FakeEngine()
+
+        def score(impression):
+            asked.append(impression)
+            engine.tokens_read += 10
+            scores = np.sin(impression.news.astype(float) + impression.ids[0])
+            return Scored(np.arange(len(scores)), scores)
+
+        return score, engine
+
+    monkeypatch.setattr(predict, "make_scorer", make_scorer)
+    return asked
+
+
+class KilledError(Exception):
+    """Stands for a power cut."""
+
+
+def killed_after(n):
+    """Return a progress callback that dies before case n."""
+
+    def progress(cases, done, total):
+        for i, case in enumerate(cases):
+            if i == n:
+                raise KilledError
+            yield case
+
+    return progress
+
+
+def rows_of(run):
+    return read_predictions(run / "predictions.parquet").to_pylist()
+
+
+@pytest.mark.parametrize("kills", [[0], [2], [3], [4], [7], [1, 4, 2]])
+def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(request_of, fake_scorer, tmp_path, kills):
+    whole = rows_of(predict.predict(request_of(), tmp_path / "whole"))
+    assert len(fake_scorer) == 8
+    del fake_scorer[:]
+    run = tmp_path / "killed"
+    n_kept = 0
+    for n in kills:
+        with pytest.raises(KilledError):
+            predict.predict(request_of(), run, killed_after(n))
+        assert not (run / "predictions.parquet").exists()
+        assert not (run / "manifest.json").exists()
+        n_kept += n // 3 * 3
+        assert len(list((run / "parts").iterdir())) == n_kept // 3  # whole parts alone, no temporary file
+    seen = []
+
+    def progress(cases, done, total):
+        seen.append((done, total))
+        return iter(cases)
+
+    del fake_scorer[:]
+    assert predict.predict(request_of(), run, progress) == run
+    assert seen == [(n_kept, 8)]
+    assert len(fake_scorer) == 8 - n_kept  # nothing is scored again that was done
+    assert rows_of(run) == whole
+    assert not (run / "parts").exists()
+    manifest = json.loads((run / "manifest.json").read_text())
+    assert (manifest["tokens"], manifest["tokens_per_impression"]) == (80, 10.0)
+    assert (manifest["n_impressions"], manifest["params"]) == (8, 5)
+
+
+def test_a_run_killed_in_the_middle_goes_on_with_a_real_model(request_of, tmp_path):
+    whole = rows_of(predict.predict(request_of(), tmp_path / "whole"))
+    run = tmp_path / "killed"
+    with pytest.raises(KilledError):
+        predict.predict(request_of(), run, killed_after(5))
+    resumed = rows_of(predict.predict(request_of(), run))
+    scores = [[row.pop("score") for row in rows] for rows in (resumed, whole)]
+    assert resumed == whole
+    np.testing.assert_allclose(*scores, atol=1e-4)
+    assert np.std(scores[0]) > 1e-3
+
+
+def test_a_run_killed_between_its_last_two_files_is_finished(request_of, fake_scorer, tmp_path, monkeypatch):
+    real = predict.write_json
+
+    def write_json(path, value):
+        if path.name == "manifest.json":
+            raise KilledError
+        real(path, value)
+
+    monkeypatch.setattr(predict, "write_json", write_json)
+    with pytest.raises(KilledError):
+        predict.predict(request_of(), tmp_path)
+    monkeypatch.setattr(predict, "write_json", real)
+    del fake_scorer[:]
+    predict.predict(request_of(), tmp_path)
+    assert fake_scorer == []
+    assert len({row["case_id"] for row in rows_of(tmp_path)}) == 8
+
+
+def test_a_finished_run_is_left_alone_and_loads_no_model(request_of, fake_scorer, tmp_path, monkeypatch):
+    predict.predict(request_of(), tmp_path)
+    before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
+    assert sorted(path.name for path in before) == ["manifest.json", "predictions.parquet", "request.json"]
+
+    def refuse(*_):
+        raise AssertionError("a model was loaded")
+
+    monkeypatch.setattr(predict, "make_scorer", refuse)
+    monkeypatch.setattr(predict, "read_mind", refuse)
+    assert predict.predict(request_of(), tmp_path) == tmp_path
+    assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
+    with pytest.raises(AssertionError, match="a model was loaded"):
+        predict.predict(request_of(), tmp_path / "other")
+
+
+@pytest.mark.parametrize("change", [{"limit": 7}, {"form": "pointwise"}, {"seed": 1}, {"cutoff_len": 900}])
+@pytest.mark.parametrize("is_finished", [True, False])
+def test_another_request_in_the_same_folder_is_refused(
+    request_of, fake_scorer, tmp_path, change, is_finished
+):
+    if is_finished:
+        predict.predict(request_of(), tmp_path)
+    else:
+        with pytest.raises(KilledError):
+            predict.predict(request_of(), tmp_path, killed_after(4))
+    with pytest.raises(UserError, match="holds another run"):
+        predict.predict(request_of(**change), tmp_path)
+
+
+def test_other_contents_of_the_same_files_are_another_request(request_of, fake_scorer, tmp_path, data):
+    predict.predict(request_of(), tmp_path / "run")
+    path = data / "dev" / "news.tsv"
+    before = path.read_bytes()
+    try:
+        path.write_bytes(before.replace(b"More on", b"More of"))
+        with pytest.raises(UserError, match="holds another run"):
+            predict.predict(request_of(), tmp_path / "run")
+    finally:
+        path.write_bytes(before)
+
+
+@pytest.mark.parametrize("form", ["next_click", "pointwise"])
+@pytest.mark.parametrize("split", ["test", "valid"])
+def test_predictions_carry_labels_that_the_scorer_never_sees(
+    request_of, fake_scorer, data, tmp_path, form, split
+):
+    rows = rows_of(predict.predict(request_of(form, split=split), tmp_path))
+    assert len(fake_scorer) == 8
+    assert all(impression.labels is None for impression in fake_scorer)
+    whole = dev_splits(read_mind(data))[split]
+    news = read_mind(data).news
+    cases = limit(len(whole), 8, 42)
+    expected = [
+        (int(i), int(whole.ids[i]), whole.users[i], position, news.ids[n], int(label))
+        for i in cases
+        for position, (n, label) in enumerate(
+            zip(whole.candidates(i), whole.candidate_labels(i), strict=True)
+        )
+    ]
+    names = ("case_id", "impression_id", "user_id", "position", "news_id", "label")
+    assert [tuple(row[name] for name in names) for row in rows] == expected
+    assert {row["label"] for row in rows} == {0, 1}
+    assert {(row["split"], row["answer"]) for row in rows} == {(split, None)}
+
+
+def test_seed_scores_the_last_slot_and_keeps_the_answer(request_of, data, tmp_path):
+    request = request_of("likes_dislikes", cutoff_len=900)
+    rows = rows_of(predict.predict(request, tmp_path))
+    test = seed_splits(read_mind(data), 42)["test"]
+    cases = limit(len(test), 8, 42)
+    assert [row["case_id"] for row in rows] == cases.tolist()
+    for row, i in zip(rows, cases, strict=True):
+        assert row["impression_id"] == test.ids[i]
+        assert row["position"] == len(test.candidates(i)) - 1
+        assert row["news_id"] == read_mind(data).news.ids[test.candidates(i)[-1]]
+        assert row["label"] == test.candidate_labels(i)[-1]
+        assert isinstance(row["answer"], str)
+        assert np.isfinite(row["score"])
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    assert (manifest["protocol"], manifest["track"]) == ("seed", "static")
+    assert manifest["request"]["format"] == "likes_dislikes"
+    assert "git_commit" in manifest
+    assert manifest["inputs_sha256"]
+
+
+def test_pointwise_drops_history_until_the_longest_candidate_fits(tiny_glm, glm4_chat, monkeypatch):
+    """All candidates share the history; the one with most tokens, not most characters, decides."""
+    prompts = []
+
+    class Engine(FakeEngine):
+        def __init__(self, *_):
+            pass
+
+        def last_logits(self, prefix, lines, tokens):
+            prompts.extend([*prefix, *line] for line in lines)
+            return np.zeros((len(lines), 2))
+
+    monkeypatch.setattr("mindlab.llm.hf.HFEngine", Engine)
+    monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
+    longest = 180
+    titles = [*(f"Headline {i}" for i in range(8)), "a" * 20, "龘" * 18]
+    impression = make_impressions([("U1", 0, list(range(8)), [8, 9], [1, 0])])
+    mind = type("M", (), {"news": make_news(titles)})
+    request = Request("-", "dev", "pointwise", str(tiny_glm), "glm4", cutoff_len=longest)
+    score, _ = predict.make_scorer(request, mind)
+    score(impression.without_labels())
+    assert len(prompts) == 2
+    n_answer = 3  # No, the full stop and the end
+    assert max(map(len, prompts)) + n_answer <= longest
+    texts = [glm4_chat.tokenizer.decode(prompt) for prompt in prompts]
+    shown = [[i for i in range(8) if f"Headline {i}\n" in text] for text in texts]
+    assert shown[0] == shown[1] == list(range(shown[0][0], 8))
+    assert 0 < shown[0][0] < 8
+
+
+def test_a_request_that_cannot_be_met_leaves_nothing_behind(request_of, tmp_path):
+    for change, message in (
+        ({"protocol": "seed"}, "does not go with"),
+        ({"protocol": "mine"}, "expected seed or dev"),
+        ({"split": "best"}, "has no split 'best', only fit, valid, train, test"),
+        ({"engine": "warp"}, "engine 'warp': expected hf"),
+        ({"limit": 0}, "expected at least 1"),
+        ({"adapter": str(tmp_path / "none")}, "cannot put the adapter"),
+    ):
+        with pytest.raises(UserError, match=message):
+            predict.predict(request_of(**change), tmp_path / "run")
+        assert not (tmp_path / "run").exists()
+    assert set(FORMATS_OF) == {"seed", "dev"}
+
+
+def test_the_template_follows_from_the_model(tiny_glm, tmp_path):
+    assert template_of(tiny_glm) == "glm4"
+    (tmp_path / "config.json").write_text('{"model_type": "llama"}')
+    assert template_of(tmp_path) == "smollm2"
+    (tmp_path / "config.json").write_text('{"model_type": "mamba"}')
+    for folder in (tmp_path, tmp_path / "nothing", "zai-org/glm-4-9b-chat-hf"):
+        with pytest.raises(UserError, match="give --template"):
+            template_of(folder)
+
+
+@pytest.fixture
+def run_script(monkeypatch, capsys):
+    """Run scripts/predict.py in this process; return its exit code, stdout and stderr."""
+    from mindlab import cli
+    from scripts import predict as script
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.run(script.main)
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_the_script_ends_with_the_run_folder(run_script, request_of, data, tiny_glm, tmp_path):
+    words = ("--data", data, "--protocol", "dev", "--format", "pointwise", "--model", tiny_glm)
+    code, out, err = run_script(*words, "--limit", 2, "--out", tmp_path / "run")
+    assert (code, out) == (0, f"{tmp_path / 'run'}\n")
+    assert "2/2" in err
+    assert (tmp_path / "run" / "predictions.parquet").is_file()
+    code, out, err = run_script(*words, "--limit", 3, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--limit", "0"], "--limit 0: expected at least 1"),
+        (["--history", "0"], "--history 0: expected at least 1"),
+        (["--token-budget", "0"], "--token-budget 0: expected at least 1"),
+        (["--cutoff-len", "0"], "--cutoff-len 0: expected at least 1"),
+        (["--model", "/nowhere"], "cannot tell the chat template of /nowhere"),
+        (["--data", "/nowhere"], "/nowhere"),
+    ],
+)
+def test_a_users_mistake_ends_in_one_line_and_code_2(
+    run_script, request_of, data, tiny_glm, tmp_path, words, message
+):
+    words = ["--data", data, "--protocol", "dev", "--format", "pointwise", "--model", tiny_glm, *words]
+    code, out, err = run_script(*words, "--out", tmp_path / "run")
+    assert (code, out) == (2, "")
+    assert err.startswith("error: ")
+    assert err.count("\n") == 1
+    assert message in err
+    assert not (tmp_path / "run").exists()
