@@ -59,7 +59,9 @@ def main() -> None:
         end = time.perf_counter()
         ratios.append((end - middle) / (middle - begin))
         worst = max(worst, *(float(np.abs(a - b).max()) for a, b in zip(shared, whole, strict=True)))
-        print(f"round {number + 1}: engine {middle - begin:.1f} s, naive {end - middle:.1f} s", file=sys.stderr)
+        print(
+            f"round {number + 1}: engine {middle - begin:.1f} s, naive {end - middle:.1f} s", file=sys.stderr
+        )
     n = sum(len(lines) for _, lines in cases)
     print(f"{len(dev)} impressions, {n} candidates, {args.rounds} rounds, {torch.get_num_threads()} threads")
     print(f"naive / engine: {np.median(ratios):.2f} times (range {min(ratios):.2f} to {max(ratios):.2f})")

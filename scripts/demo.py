@@ -7,6 +7,7 @@ What is done already is skipped; after Ctrl-C run the same command again.
 
 Examples:
   make demo
+  python scripts/demo.py --update README.md                       (what made the README's table)
   python scripts/demo.py --limit 20 --steps 2 --out runs/try      (a quick look, not a result)
 """
 
@@ -23,7 +24,7 @@ from mindlab.alpaca import BuildOptions, build, is_built, make_budget
 from mindlab.compare import Request as CompareRequest
 from mindlab.compare import compare
 from mindlab.errors import UserError
-from mindlab.files import write_json
+from mindlab.files import write_json, write_text
 from mindlab.llm.predict import Request, predict
 from mindlab.mind import read_mind
 from mindlab.runs import data_hashes, provenance
@@ -73,6 +74,9 @@ def main() -> None:
     parser.add_argument("--limit", type=int, default=150, help="dev impressions to score (default 150)")
     parser.add_argument("--steps", type=int, help="training steps (default: as in the YAML)")
     parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument(
+        "--update", type=Path, metavar="FILE", help="also put the table between FILE's demo-table marks"
+    )
     args = parser.parse_args()
     if not CONFIG.is_file():
         raise UserError(f"{CONFIG}: not here; run the demo in the root of the repository")
@@ -113,8 +117,20 @@ def main() -> None:
     simple = compare(
         CompareRequest(args.data, limit=args.limit), ROWS, args.out, lambda names: iter(tqdm(names))
     )
-    print(f"\n{report(args.data, args.out, [*simple, args.out / BASE, tuned], adapter)}", file=sys.stderr)
+    table = report(args.data, args.out, [*simple, args.out / BASE, tuned], adapter)
+    print(f"\n{table}", file=sys.stderr)
+    if args.update:
+        update(args.update, table)
     print(args.out / "report.html")
+
+
+def update(file: Path, table: str) -> None:
+    """Replace what stands between the demo-table marks of a Markdown file."""
+    head, begin, rest = file.read_text(encoding="utf-8").partition("<!-- demo-table -->\n")
+    _, end, tail = rest.partition("<!-- /demo-table -->")
+    if not (begin and end):
+        raise UserError(f"{file}: has no <!-- demo-table --> and <!-- /demo-table --> marks")
+    write_text(file, f"{head}{begin}```\n{table.strip()}\n```\n{end}{tail}")
 
 
 def report(data: str, out: Path, runs: list[Path], adapter: Path) -> str:

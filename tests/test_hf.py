@@ -158,6 +158,18 @@ def test_generate_is_greedy_and_stops_at_the_stop_id(engines):
     assert engine.generate(prompt, [unused, made[3]], max_new_tokens=6) == made[:3]
     assert engine.generate(prompt, [made[0]], max_new_tokens=6) == []
 
+    # The logits come after the head, whether the model writes the head by itself, another one, or stops.
+    for head in ([], made[:2], [made[0] + 1], [made[0], unused]):
+        logits, ids = engine.answer(prompt, head, (7, 3), [unused])
+        expected = plain_logits(engine.model, [*prompt, *head])[-1][[7, 3]]
+        np.testing.assert_allclose(logits, expected, atol=1e-3)
+        assert ids[:6] == made
+    logits, ids = engine.answer(prompt, made[:2], (7, 3), [made[0]])
+    np.testing.assert_allclose(
+        logits, plain_logits(engine.model, [*prompt, *made[:2]])[-1][[7, 3]], atol=1e-3
+    )
+    assert ids == []
+
 
 # The scorers against one plain call per candidate
 

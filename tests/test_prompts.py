@@ -46,9 +46,9 @@ class FakeEngine:
         self.prompts += [[*prefix, *line] for line in lines]
         return np.zeros((len(lines), len(tokens)))
 
-    def generate(self, prompt, stop):
+    def answer(self, prompt, head, tokens, stop):
         self.prompts.append(list(prompt))
-        return []
+        return np.zeros(len(tokens)), []
 
 
 def mind_of(labels, history=(0, 1, 2)):

@@ -195,7 +195,8 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
         parts = next(iter(likes_dislikes_parts(impression, titles)))
         record = fit_budget(form, parts, 0, budget, Shortening())
         target = np.array([len(impression.candidates(0)) - 1])
-        return Scored(target, answers.score([record]), [answers.generate(record)])
+        value, text = answers.answer(record)
+        return Scored(target, np.array([value]), [text])
 
     return score, engine
 

@@ -117,8 +117,9 @@ class YesNoScorer:
         logits = self.engine.last_logits(prompts[0][:n_shared], lines, self.answers)
         return logits[:, 0] - logits[:, 1]
 
-    def generate(self, record: Record) -> str:
-        """Return the greedily generated answer, stripped: the tutorial's way of reading a prediction."""
-        ids = self.chat.prompt_ids(record["system"], record_prompt(record))
-        out = self.engine.generate(ids, self.chat.stop_ids())
-        return self.chat.tokenizer.decode(out, skip_special_tokens=True).strip()
+    def answer(self, record: Record) -> tuple[float, str]:
+        """Return the score and the generated text, stripped: the tutorial's way of reading a prediction."""
+        prompt = self.chat.prompt_ids(record["system"], record_prompt(record))
+        logits, out = self.engine.answer(prompt, self._head, self.answers, self.chat.stop_ids())
+        text = self.chat.tokenizer.decode(out, skip_special_tokens=True).strip()
+        return float(logits[0] - logits[1]), text

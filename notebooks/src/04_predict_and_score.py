@@ -69,8 +69,9 @@ asker = YesNoScorer(engine, chat)
 parts = min(alpaca.likes_dislikes_parts(sample, titles), key=lambda p: len(p.likes + p.dislikes))
 record = LikesDislikes().record(parts)
 print(record["input"], "\n\nright answer:", record["output"])
-print("model writes:", repr(asker.generate(record)))
-print("log P(Yes) - log P(No):", round(float(asker.score([record])[0]), 3))
+score, text = asker.answer(record)
+print("model writes:", repr(text))
+print("log P(Yes) - log P(No):", round(score, 3))
 
 # %% [markdown]
 # If the model writes neither `Yes.` nor `No.`, text equality has nothing to compare; the tutorial's count
