@@ -118,7 +118,7 @@ def main() -> None:
         CompareRequest(args.data, limit=args.limit), ROWS, args.out, lambda names: iter(tqdm(names))
     )
     table = report(args.data, args.out, [*simple, args.out / BASE, tuned], adapter)
-    print(f"\n{table}", file=sys.stderr)
+    print(f"\n{table}\n")
     if args.update:
         update(args.update, table)
     print(args.out / "report.html")

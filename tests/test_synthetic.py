@@ -88,7 +88,7 @@ def test_the_same_seed_gives_the_same_bytes_and_another_seed_does_not(tmp_path):
 
 
 def test_the_committed_sample_can_be_made_again(tmp_path):
-    make_sample(tmp_path, 3000, 600, seed=7)
+    make_sample(tmp_path, 3000, 600, seed=1)
     assert hashes(tmp_path) == hashes(SAMPLE)
 
 
@@ -97,7 +97,7 @@ def test_the_committed_sample_is_small_and_says_what_it_is():
     assert sum(path.stat().st_size for path in SAMPLE.rglob("*") if path.is_file()) <= 5_000_000
     manifest = json.loads((SAMPLE / "manifest.json").read_text(encoding="utf-8"))
     assert {name: manifest[name] for name in ("seed", "train", "dev")} == {
-        "seed": 7,
+        "seed": 1,
         "train": 3000,
         "dev": 600,
     }
@@ -268,8 +268,6 @@ def large(tmp_path_factory):
 def test_simple_recommenders_land_around_their_mind_values(large, name, record_property):
     _, mind = large
     train, test = mind.splits["train"], mind.splits["dev"]
-    if name == "minilm":
-        test = test.take(np.random.default_rng(0).permutation(len(test))[:1500])
     recommender = make_recommender(name).fit(train, mind.news, None, np.random.default_rng(0))
     past = PastLog([train, mind.splits["dev"]])
     found = auc(score_without_labels(recommender, test, mind.news, past), test)
