@@ -146,7 +146,7 @@ def report(data: str, out: Path, runs: list[Path], adapter: Path) -> str:
             "synthetic": (Path(data) / "train" / "oracle_utility.npy").exists(),
             "command": "make demo",
             "notes": [
-                "The tuned row has one training seed. A demo, not a result: docs/recipe.md has the result."
+                "The tuned row has one training seed. A demo, not a result: docs/recipe.md logs the search for a recipe."
             ],
         },
     )
