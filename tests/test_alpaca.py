@@ -300,7 +300,7 @@ def test_a_shortened_sample_is_never_cut_and_loses_no_title_too_many(
     sample, titles, counting, protocol, form
 ):
     _, chat, cutoff_len = counting
-    parts = some_parts(sample, titles, protocol, form, 80)
+    parts = some_parts(sample, titles, protocol, form, 120)
     made, done = FORMATS[form](), Shortening()
     budget = Budget(chat.count, chat.estimate, cutoff_len)
     rows = list(records(made, parts, budget, done))
