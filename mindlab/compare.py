@@ -1,6 +1,5 @@
 """Run recommenders that need no language model into run folders like those of `mindlab.llm.predict`."""
 
-import json
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import asdict, dataclass
@@ -16,7 +15,7 @@ from mindlab.recommenders import SIMPLE, make_recommender
 from mindlab.recommenders.base import score_without_labels
 from mindlab.recommenders.oracle import Oracle
 from mindlab.recommenders.past import PastLog
-from mindlab.runs import data_hashes, peak_memory_mb, provenance
+from mindlab.runs import REQUEST, data_hashes, is_started, peak_memory_mb, provenance
 
 ORACLE = "oracle"
 
@@ -51,11 +50,11 @@ def compare(
     mind: Mind | None = None
     for name in progress(names):
         run = out / name
-        if _is_done(run, asked):
+        if is_started(run, asked):  # the request is written last
             continue
         mind = mind or read_mind(request.data, ("train", "dev"))
         _run_one(name, request, mind, run)
-        write_json(run / "request.json", asked)
+        write_json(run / REQUEST, asked)
     return [out / name for name in names]
 
 
@@ -94,14 +93,3 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
             **provenance(),
         },
     )
-
-
-def _is_done(run: Path, asked: dict) -> bool:
-    path = run / "request.json"
-    if not path.exists():
-        return False
-    if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
-        raise UserError(
-            f"{run} holds another run (its request.json differs); choose another --out or delete it"
-        )
-    return True

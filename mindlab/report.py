@@ -6,7 +6,6 @@ for nothing: its style is inline, its plots are inline SVG, and every text from 
 """
 
 import html
-import json
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +18,7 @@ from mindlab.errors import UserError
 from mindlab.files import write_json, write_text
 from mindlab.metrics import RANKING_METRICS, SAMPLED_METRICS, Evaluation, evaluate, paired_differences
 from mindlab.predictions import read_predictions
+from mindlab.runs import read_manifest
 
 ORACLE = "oracle"
 DEFAULT_REFERENCE = "popularity"
@@ -56,7 +56,7 @@ class Measured:
 def measure(run: str | Path, train_seconds: float | None = None) -> Measured:
     """Read and measure a run folder; arguments and errors as in `leaderboard_row`."""
     run = Path(run)
-    manifest = read_manifest(run)
+    manifest = complete_manifest(run)
     protocol = manifest["protocol"]
     file = run / "predictions.parquet"
     try:
@@ -93,21 +93,16 @@ def leaderboard_row(run: str | Path, train_seconds: float | None = None) -> dict
     return measure(run, train_seconds).row
 
 
-def read_manifest(run: Path) -> dict[str, Any]:
+def complete_manifest(run: Path) -> dict[str, Any]:
     """Return the manifest of a run folder; raise UserError if it is missing or unfit for a table."""
     path = run / "manifest.json"
     if not run.is_dir():
         raise UserError(f"{run}: no such run folder; scripts/predict.py --out {run} makes one")
-    if not path.is_file():
+    manifest = read_manifest(run)
+    if not manifest:
         raise UserError(
             f"{path}: no such file; a number without a manifest is not shown, so make the run again"
         )
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); make the run again") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path}: holds a JSON {type(manifest).__name__}, expected an object")
     for key in ("name", "protocol", "track"):
         if not isinstance(manifest.get(key), str):
             raise UserError(f"{path}: {key} is {manifest.get(key)!r}, expected a text")

@@ -1,18 +1,21 @@
 """Run folders: what was run, on what, with which result. A number without a manifest is not shown."""
 
+import json
 import os
 import platform
 import resource
 import subprocess
 import sys
 import time
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
+from mindlab.errors import UserError
 from mindlab.files import sha256
 
+REQUEST = "request.json"  # what was asked, in the run folder; see `is_started`
 PACKAGES = ("torch", "transformers", "peft", "llamafactory", "numpy", "pandas", "scikit-learn")
 
 
@@ -46,6 +49,34 @@ def peak_memory_mb() -> float:
     """Return the largest resident memory of this process so far, in MiB."""
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
+
+
+def is_started(run: Path, asked: Mapping[str, Any]) -> bool:
+    """Return whether the run folder was begun with the request `asked`; False if none was.
+
+    Raises UserError if it was begun with another.
+    """
+    path = run / REQUEST
+    if not path.exists():
+        return False
+    # Through JSON, so that it compares equal to what is read back.
+    if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
+        raise UserError(f"{run} holds another run (its {REQUEST} differs); choose another --out or delete it")
+    return True
+
+
+def read_manifest(run: Path) -> dict[str, Any]:
+    """Return the manifest of a run folder, {} if it has none; raise UserError if it is no JSON object."""
+    path = run / "manifest.json"
+    if not path.is_file():
+        return {}
+    try:
+        manifest = json.loads(path.read_text(encoding="utf-8"))
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); make the run again") from None
+    if not isinstance(manifest, dict):
+        raise UserError(f"{path}: holds a JSON {type(manifest).__name__}, expected an object")
+    return manifest
 
 
 def _version(name: str) -> str | None:

@@ -31,6 +31,7 @@ from mindlab.errors import UserError
 from mindlab.files import write_json
 from mindlab.metrics import ANSWER_METRICS, RANKING_METRICS, Evaluation, evaluate, paired_differences
 from mindlab.predictions import codes, read_predictions, write_prediction_zip
+from mindlab.runs import read_manifest
 
 SEED = 0
 LABELS = {"auc": "AUC", "mrr": "MRR", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10"}
@@ -58,7 +59,7 @@ def main() -> int:
     written: list[Path] = []
     for source in sources:
         path = predictions_path(source) if given.runs else source
-        about = read_manifest(source) if given.runs else {}
+        about = about_run(source) if given.runs else {}
         print(f"reading {path}", file=sys.stderr)
         frame = one_split(read_predictions(path), given.split, path)
         if given.prediction_zip:
@@ -103,20 +104,12 @@ def predictions_path(run_folder: Path) -> Path:
     return run_folder / "predictions.parquet"
 
 
-def read_manifest(run_folder: Path) -> dict[str, Any]:
+def about_run(run_folder: Path) -> dict[str, Any]:
     """Return the run's manifest, {} if it has none."""
-    path = run_folder / "manifest.json"
-    if not path.is_file():
-        return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); restore it or remove it") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path}: holds a JSON {type(manifest).__name__}, expected an object")
+    manifest = read_manifest(run_folder)
     for key in ("name", "protocol"):
         if not isinstance(manifest.get(key), str | None):
-            raise UserError(f"{path}: {key} is {manifest[key]!r}, expected a text")
+            raise UserError(f"{run_folder / 'manifest.json'}: {key} is {manifest[key]!r}, expected a text")
     return manifest
 
 

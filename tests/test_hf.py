@@ -142,7 +142,7 @@ def test_last_logits_equal_a_plain_call(engines):
     np.testing.assert_allclose(engine.last_logits(prefix, lines, (7, 3, 200)), expected, atol=1e-3)
 
 
-def test_generate_is_greedy_and_stops_at_the_stop_id(engines):
+def test_an_answer_is_greedy_and_stops_at_the_stop_id(engines):
     engine = engines["glm"]
     for start in range(300):
         prompt = [start, 17, 4, 99]
@@ -154,9 +154,8 @@ def test_generate_is_greedy_and_stops_at_the_stop_id(engines):
             break
     assert len(set(made)) == 6
     unused = next(i for i in range(300) if i not in made)
-    assert engine.generate(prompt, [unused], max_new_tokens=6) == made
-    assert engine.generate(prompt, [unused, made[3]], max_new_tokens=6) == made[:3]
-    assert engine.generate(prompt, [made[0]], max_new_tokens=6) == []
+    for stop, expected in (([unused], made), ([unused, made[3]], made[:3]), ([made[0]], [])):
+        assert engine.answer(prompt, [], (7, 3), stop, max_new_tokens=6)[1] == expected
 
     # The logits come after the head, whether the model writes the head by itself, another one, or stops.
     for head in ([], made[:2], [made[0] + 1], [made[0], unused]):

@@ -85,35 +85,25 @@ class HFEngine:
             result[rows] = (last @ wanted.T).double().cpu().numpy()
         return result
 
-    def generate(self, prompt: Sequence[int], stop: Sequence[int], max_new_tokens: int = 8) -> list[int]:
-        """Return the greedily generated ids after `prompt`, without the stop id that ended them."""
-        ids, _ = self._generate(prompt, stop, max_new_tokens)
-        return ids
-
-    def answer(
-        self, prompt: Sequence[int], head: Sequence[int], tokens: Sequence[int], stop: Sequence[int]
-    ) -> tuple[np.ndarray, list[int]]:
-        """Return the logits of `tokens` after prompt + head, and what is generated after `prompt`.
-
-        One reading of the prompt serves both where the model writes `head` by itself (it is what every
-        answer of a template begins with, often nothing).
-        """
-        ids, logits = self._generate(prompt, stop)
-        n = len(head)
-        if ids[:n] == list(head) and len(logits) > n:
-            return logits[n][list(tokens)].double().cpu().numpy(), ids
-        return self.last_logits([*prompt, *head][:-1], [[*prompt, *head][-1:]], tokens)[0], ids
-
     @torch.inference_mode()
-    def _generate(
-        self, prompt: Sequence[int], stop: Sequence[int], max_new_tokens: int = 8
-    ) -> tuple[list[int], list[torch.Tensor]]:
-        """Return the greedy ids without the stop id, and the logits that each of them was chosen by."""
-        ids = torch.tensor([list(prompt)], device=self.device)
-        self.tokens_read += len(prompt)
+    def answer(
+        self,
+        prompt: Sequence[int],
+        head: Sequence[int],
+        tokens: Sequence[int],
+        stop: Sequence[int],
+        max_new_tokens: int = 8,
+    ) -> tuple[np.ndarray, list[int]]:
+        """Return the logits of `tokens` after prompt + head, and the ids generated greedily after `prompt`.
+
+        The generated ids come without the stop id that ended them. One reading of the prompt serves both
+        where the model writes `head` by itself (it is what every answer of a template begins with, often
+        nothing).
+        """
+        inputs = torch.tensor([list(prompt)], device=self.device)
         made = self.model.generate(
-            ids,
-            attention_mask=torch.ones_like(ids),
+            inputs,
+            attention_mask=torch.ones_like(inputs),
             max_new_tokens=max_new_tokens,
             do_sample=False,
             temperature=None,
@@ -124,9 +114,14 @@ class HFEngine:
             return_dict_in_generate=True,
             output_logits=True,
         )
-        out = made.sequences[0, len(prompt) :].tolist()
-        self.tokens_read += len(out)
-        return out[:-1] if out and out[-1] in stop else out, [step[0] for step in made.logits]
+        ids = made.sequences[0, len(prompt) :].tolist()
+        self.tokens_read += len(prompt) + len(ids)
+        if ids and ids[-1] in stop:
+            ids.pop()
+        n = len(head)
+        if ids[:n] == list(head) and len(made.logits) > n:
+            return made.logits[n][0, list(tokens)].double().cpu().numpy(), ids
+        return self.last_logits([*prompt, *head][:-1], [[*prompt, *head][-1:]], tokens)[0], ids
 
     def _continue(self, prefix: Sequence[int], lines: Sequence[Sequence[int]]):
         """Yield (rows, hidden states of those lines laid end to end, hidden state that ends the prefix)."""

@@ -22,7 +22,7 @@ from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
 from mindlab.mind import Impressions, Mind, read_mind
 from mindlab.prompts import FORMATS, LikesDislikes, NextClick, Pointwise, PointwiseParts
-from mindlab.runs import data_hashes, peak_memory_mb, provenance
+from mindlab.runs import REQUEST, data_hashes, is_started, peak_memory_mb, provenance
 from mindlab.special_tokens import neutralise
 
 CASES_PER_PART = 20
@@ -82,14 +82,8 @@ def predict(
     """
     out = Path(out)
     asked = {**asdict(request), "inputs_sha256": _input_hashes(request)}
-    request_file = out / "request.json"
-    if request_file.exists():
-        if json.loads(request_file.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
-            raise UserError(
-                f"{out} holds another run (its request.json differs); choose another --out or delete it"
-            )
-        if (out / "manifest.json").exists():
-            return out
+    if is_started(out, asked) and (out / "manifest.json").exists():
+        return out
     mind = read_mind(request.data, _splits_needed(request))
     splits = protocols.splits_of(request.protocol, mind, request.seed)
     if request.split not in splits:
@@ -99,7 +93,7 @@ def predict(
     whole = splits[request.split]
     rows = protocols.limit(len(whole), request.limit, request.seed)
     score, engine = make_scorer(request, mind)
-    write_json(request_file, asked)
+    write_json(out / REQUEST, asked)
 
     parts = out / "parts"
     parts.mkdir(parents=True, exist_ok=True)
