@@ -26,6 +26,7 @@ from mindlab.prompts import (
     Pointwise,
     PointwiseParts,
     Record,
+    history_length_of,
 )
 from mindlab.protocols import splits_of
 from mindlab.special_tokens import neutralise
@@ -69,12 +70,17 @@ class BuildOptions:
     format: str
     seed: int = 42
     negatives: int = 4
-    history_length: int = 8
+    history_length: int | None = None  # None: the format's own
     language: str = "en"
     limit: int | None = None
+    permute_titles: bool = False  # next_click: a control, its titles dealt out to any reader
     model: str | None = None  # whose tokenizer counts; None: nothing is counted, nothing shortened
     template: str | None = None
     cutoff_len: int | None = None
+
+    def __post_init__(self) -> None:
+        """Write the format's own history length down, so that the manifest tells it."""
+        object.__setattr__(self, "history_length", history_length_of(self.format, self.history_length))
 
 
 def dataset_name(protocol: str, form: str, split: str) -> tuple[str, str]:
@@ -227,6 +233,21 @@ def next_click_parts(
         yield NextClickParts(titles[news[-history_length:]].tolist())
 
 
+def permute_titles(parts: Iterable[NextClickParts], rng: np.random.Generator) -> Iterator[NextClickParts]:
+    """Yield lists as long as those of `parts`, all their titles dealt out anew.
+
+    What a model learns from these is how headlines read, and nothing of which go together.
+    """
+    sizes, titles = [], []
+    for part in parts:
+        sizes.append(len(part.titles))
+        titles += part.titles
+    ends = np.cumsum(sizes)
+    order = rng.permutation(len(titles))
+    for begin, end in zip(ends - sizes, ends, strict=True):
+        yield NextClickParts([titles[at] for at in order[begin:end]])
+
+
 def samples(
     impressions: Impressions, titles: np.ndarray, options: BuildOptions, rng: np.random.Generator
 ) -> Iterator[Any]:
@@ -235,7 +256,8 @@ def samples(
         return likes_dislikes_parts(impressions, titles)
     if options.format == Pointwise.name:
         return pointwise_parts(impressions, titles, options.history_length, options.negatives, rng)
-    return next_click_parts(impressions, titles, options.history_length, rng)
+    parts = next_click_parts(impressions, titles, options.history_length, rng)
+    return permute_titles(parts, rng) if options.permute_titles else parts
 
 
 def build(
@@ -260,6 +282,8 @@ def build(
         raise UserError(
             f"protocol {options.protocol!r} with format {options.format!r}: expected one of {known}"
         )
+    if options.permute_titles and options.format != NextClick.name:
+        raise UserError(f"permuted titles are a control of next_click; format {options.format} has none")
     form = FORMATS[options.format](options.language)
     titles = np.array([neutralise(title) for title in mind.news.title], dtype=object)
     splits = splits_of(options.protocol, mind, options.seed)

@@ -1,11 +1,13 @@
 """Run recommenders that need no language model into run folders like those of `mindlab.llm.predict`."""
 
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import pyarrow as pa
 
 from mindlab import predictions, protocols
 from mindlab.errors import UserError
@@ -13,6 +15,7 @@ from mindlab.files import write_json
 from mindlab.mind import Mind, read_mind
 from mindlab.recommenders import SIMPLE, make_recommender
 from mindlab.recommenders.base import score_without_labels
+from mindlab.recommenders.leak_rule import always_no, leak_rule
 from mindlab.recommenders.oracle import Oracle
 from mindlab.recommenders.past import PastLog
 from mindlab.runs import REQUEST, data_hashes, is_started, peak_memory_mb, provenance
@@ -93,3 +96,30 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
             **provenance(),
         },
     )
+
+
+def blind_answers(manifest: Mapping[str, Any], frame: pa.Table) -> dict[str, pa.Table]:
+    """Return what always-No and the leak rule answer in the cases of a `seed` run, as predictions tables.
+
+    `frame` holds the run's predictions, one target a case; the labels of the other candidates, which the
+    rule reads, come from the data that `manifest` names. Raises UserError where that data is not the one
+    the run was made from.
+    """
+    request = manifest.get("request", {})
+    data, known = request.get("data"), manifest.get("inputs_sha256", {})
+    found = data_hashes(data, ("train",)) if data and Path(data).exists() else {}
+    if not found or any(known.get(file) != value for file, value in found.items()):
+        raise UserError(f"no always-No and leak-rule rows: {data} is not the data that the run was made from")
+    whole = protocols.seed_splits(read_mind(data, ("train",)), request["seed"])[request["split"]]
+    cases = whole.take(frame["case_id"].to_numpy())
+    if not np.array_equal(cases.ids, frame["impression_id"].to_numpy()):
+        raise UserError(f"no always-No and leak-rule rows: the run's cases are not impressions of {data}")
+    tables = {}
+    for name, answer in (("always No", always_no), ("leak rule", leak_rule)):
+        is_yes = answer(cases, frame["position"].to_numpy())
+        columns = {"score": pa.array(np.where(is_yes, 1.0, -1.0)), "answer": np.where(is_yes, "Yes.", "No.")}
+        tables[name] = frame
+        for column, values in columns.items():
+            at = frame.schema.get_field_index(column)
+            tables[name] = tables[name].set_column(at, frame.schema.field(column), pa.array(values))
+    return tables

@@ -2,7 +2,8 @@
 
 A record is ``{"system", "instruction", "input", "output"}``, all strings. A format also says how it
 gets shorter: `record(parts, dropped)` leaves out `dropped` titles, those that matter least first, so
-that the builder can make a prompt fit a token budget without cutting the question off.
+that the builder can make a prompt fit a token budget without cutting the question off. `history_length`
+is how many of a reader's latest titles it shows unless told otherwise.
 Titles come in already neutralised (`mindlab.special_tokens`).
 """
 
@@ -107,6 +108,7 @@ class Pointwise:
     """History and one candidate; the answer is Yes. or No.; scored by log P(Yes) - log P(No)."""
 
     name = "pointwise"
+    history_length = 8  # a prompt for every candidate: its length is paid often
     texts: ClassVar = {
         "en": {
             "system": "You are a news recommender.",
@@ -161,6 +163,7 @@ class NextClick:
     """
 
     name = "next_click"
+    history_length = 24  # read once for all candidates; docs/recipe.md has the AUC of 8, 16 and 24
     texts: ClassVar = {
         "en": {
             "system": "You know what news readers click.",
@@ -199,3 +202,12 @@ class NextClick:
 
 
 FORMATS = {form.name: form for form in (LikesDislikes, Pointwise, NextClick)}
+
+
+def history_length_of(form: str, asked: int | None) -> int | None:
+    """Return how many titles of a history to show: as `asked`, else the format's own; None if unknown.
+
+    >>> history_length_of("next_click", 4), history_length_of("likes_dislikes", None)
+    (4, 3)
+    """
+    return asked if asked is not None else getattr(FORMATS.get(form), "history_length", None)

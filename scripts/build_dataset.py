@@ -42,11 +42,16 @@ def main() -> None:
     parser.add_argument(
         "--negatives", type=int, default=4, help="pointwise: non-clicks per click (default 4)"
     )
-    parser.add_argument("--history", type=int, default=8, help="latest titles of a reader to use (default 8)")
+    parser.add_argument(
+        "--history", type=int, help="latest titles of a reader to use (next_click 24, pointwise 8)"
+    )
     parser.add_argument(
         "--language", choices=("en", "zh"), default="en", help="language of the prompt's frame"
     )
     parser.add_argument("--limit", type=int, help="a seeded random choice of that many impressions per split")
+    parser.add_argument(
+        "--permute-titles", action="store_true", help="next_click: a control, titles dealt out to any reader"
+    )
     parser.add_argument(
         "--missing", choices=("error", "drop"), default="error", help="unknown news: stop or drop"
     )
@@ -73,6 +78,7 @@ def main() -> None:
         history_length=args.history,
         language=args.language,
         limit=args.limit,
+        permute_titles=args.permute_titles,
         **({} if args.no_shorten or not args.model else counted),
     )
     splits = ("train",) if args.protocol == "seed" else ("train", "dev")

@@ -5,16 +5,22 @@ configs/train/smollm2_135m_lora_sft.yaml, scores base and tuned model on seeded-
 and puts them beside the rows that need no model. Each step first prints the command that does it alone.
 What is done already is skipped; after Ctrl-C run the same command again.
 
+With --control it also trains on the same titles dealt out to random readers: what that model gains over
+the base is knowledge of how the headlines read, not of who reads what.
+
 Examples:
   make demo
   python scripts/demo.py --update README.md                       (what made the README's table)
+  python scripts/demo.py --limit 600 --control --out runs/recipe/sample --update docs/recipe.md
   python scripts/demo.py --limit 20 --steps 2 --out runs/try      (a quick look, not a result)
 """
 
 import json
+import shlex
 import shutil
 import sys
 from pathlib import Path
+from typing import Any
 
 from tqdm import tqdm
 
@@ -32,35 +38,63 @@ from mindlab.runs import data_hashes, provenance
 CONFIG = Path("configs/train/smollm2_135m_lora_sft.yaml")
 MODEL = f"models/{embedded_model.NAME}"
 TEMPLATE = "smollm2"
+DEFAULT_OUT = Path("runs/demo")
 ROWS = ["random", "popularity", "popularity-streaming", "category", "tfidf", "oracle"]
-BASE, TUNED = "smollm2-next_click-base", "smollm2-next_click-lora"
+BASE, TUNED, CONTROL = (f"smollm2-next_click-{name}" for name in ("base", "lora", "permuted"))
 
 
-def step(number: int, what: str, command: str) -> None:
+def say(line: str) -> None:
+    """Print one line of progress."""
+    print(f"      {line}", file=sys.stderr, flush=True)
+
+
+def step(what: str, command: str) -> None:
     """Say what comes next and which command does it alone."""
-    print(f"\n[{number}/6] {what}\n      $ {command}", file=sys.stderr, flush=True)
+    print(f"\n{what}", file=sys.stderr)
+    say(f"$ {command}")
 
 
-def build_records(data: str) -> None:
+def build_records(data: str, dataset_dir: Path, is_control: bool) -> None:
     """Write the next_click data sets, unless they are there."""
     cutoff_len = factory.load(CONFIG)["cutoff_len"]
-    options = BuildOptions("dev", "next_click", model=MODEL, template=TEMPLATE, cutoff_len=cutoff_len)
+    step(
+        "Alpaca records from MIND-shaped TSVs",
+        f"python scripts/build_dataset.py --data {data} --protocol dev --format next_click --out {dataset_dir} "
+        f"--model {MODEL} --template {TEMPLATE} --cutoff-len {cutoff_len}"
+        f"{' --permute-titles' if is_control else ''}",
+    )  # fmt: skip
+    options = BuildOptions(
+        "dev", "next_click", permute_titles=is_control, model=MODEL, template=TEMPLATE, cutoff_len=cutoff_len
+    )
     hashes = data_hashes(data, ("train", "dev"))
-    if is_built(Path("data"), options, hashes):
-        print("      already built", file=sys.stderr)
+    if is_built(dataset_dir, options, hashes):
+        say("already built")
         return
     mind = read_mind(data)
     build(
-        mind, options, Path("data"), make_budget(options), hashes,
+        mind, options, dataset_dir, make_budget(options), hashes,
         lambda items, name: tqdm(items, desc=name, unit=" records"),
     )  # fmt: skip
 
 
-def score(data: str, adapter: str | None, limit: int, out: Path) -> Path:
+def train(overrides: dict[str, Any]) -> Path:
+    """Fine-tune by the config and `overrides`; return the adapter's folder."""
+    words = " ".join(f"{key}={value}" for key, value in overrides.items())
+    step("LoRA fine-tuning by LLaMA-Factory", f"llamafactory-cli train {CONFIG} {words}".rstrip())
+    return factory.train(CONFIG, overrides, say)
+
+
+def score(data: str, adapter: Path | None, limit: int, out: Path) -> Path:
     """Score one model on the dev impressions, with a progress bar."""
+    cutoff_len = factory.load(CONFIG)["cutoff_len"]
+    step(
+        f"score {out.name}",
+        f"python scripts/predict.py --data {data} --protocol dev --format next_click --model {MODEL} "
+        f"{f'--adapter {adapter} ' if adapter else ''}--cutoff-len {cutoff_len} --limit {limit} --out {out}",
+    )
     request = Request(
-        data, "dev", "next_click", MODEL, TEMPLATE, adapter, limit=limit,
-        cutoff_len=factory.load(CONFIG)["cutoff_len"],
+        data, "dev", "next_click", MODEL, TEMPLATE, str(adapter) if adapter else None,
+        limit=limit, cutoff_len=cutoff_len,
     )  # fmt: skip
     return predict(
         request, out, lambda cases, done, n: iter(tqdm(cases, initial=done, total=n, unit=" impressions"))
@@ -68,92 +102,86 @@ def score(data: str, adapter: str | None, limit: int, out: Path) -> Path:
 
 
 def main() -> None:
-    """Run the six steps."""
+    """Run the steps."""
     parser = cli.parser(__doc__)
     parser.add_argument("--data", default="data/sample", help="folder with train/ and dev/")
     parser.add_argument("--limit", type=int, default=150, help="dev impressions to score (default 150)")
     parser.add_argument("--steps", type=int, help="training steps (default: as in the YAML)")
-    parser.add_argument("--out", type=Path, default=Path("runs/demo"))
+    parser.add_argument("--control", action="store_true", help="also train on titles dealt out anew")
+    parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
     parser.add_argument(
-        "--update", type=Path, metavar="FILE", help="also put the table between FILE's demo-table marks"
+        "--update", type=Path, metavar="FILE", help="also put the table between FILE's marks of this --out"
     )
     args = parser.parse_args()
     if not CONFIG.is_file():
         raise UserError(f"{CONFIG}: not here; run the demo in the root of the repository")
 
-    step(1, "the embedded model", f"python scripts/get_model.py {embedded_model.NAME}")
-    embedded_model.build(MODEL, lambda line: print(f"      {line}", file=sys.stderr))
+    step("the embedded model", f"python scripts/get_model.py {embedded_model.NAME}")
+    embedded_model.build(MODEL, say)
 
-    cut = factory.load(CONFIG)["cutoff_len"]
-    step(
-        2, "Alpaca records from MIND-shaped TSVs",
-        f"python scripts/build_dataset.py --data {args.data} --protocol dev --format next_click --out data "
-        f"--model {MODEL} --template {TEMPLATE} --cutoff-len {cut}",
-    )  # fmt: skip
-    build_records(args.data)
+    # The default run uses the folders that the configs name, any other keeps to its own.
+    is_default = args.out == DEFAULT_OUT
+    steps = {} if args.steps is None else {"max_steps": args.steps}
+    adapters = {}
+    for name in (TUNED, CONTROL) if args.control else (TUNED,):
+        is_own = not is_default or name == CONTROL
+        folder = args.out / "training" / name
+        build_records(args.data, folder / "data" if is_own else Path("data"), name == CONTROL)
+        own = {"dataset_dir": (folder / "data").as_posix(), "output_dir": (folder / "adapter").as_posix()}
+        adapters[name] = train(steps | (own if is_own else {}))
+    tuned = [score(args.data, adapter, args.limit, args.out / name) for name, adapter in adapters.items()]
+    base = score(args.data, None, args.limit, args.out / BASE)
 
-    overrides = {} if args.steps is None else {"max_steps": args.steps}
-    if args.out != Path("runs/demo"):
-        overrides["output_dir"] = (args.out / "adapter").as_posix()
-    words = " ".join(f"{key}={value}" for key, value in overrides.items())
-    step(3, "LoRA fine-tuning by LLaMA-Factory", f"llamafactory-cli train {CONFIG} {words}".rstrip())
-    adapter = factory.train(CONFIG, overrides, lambda line: print(f"      {line}", file=sys.stderr))
-
-    common = f"--data {args.data} --protocol dev --format next_click --model {MODEL} --cutoff-len {cut}"
-    step(
-        4,
-        "score the base model",
-        f"python scripts/predict.py {common} --limit {args.limit} --out {args.out / BASE}",
-    )
-    score(args.data, None, args.limit, args.out / BASE)
-    step(
-        5, "score the tuned model",
-        f"python scripts/predict.py {common} --adapter {adapter} --limit {args.limit} --out {args.out / TUNED}",
-    )  # fmt: skip
-    tuned = score(args.data, str(adapter), args.limit, args.out / TUNED)
-
-    runs = " ".join(str(args.out / name) for name in (BASE, TUNED))
-    step(6, "the rows that are always there, and the table", f"python scripts/evaluate.py {runs}")
+    runs = " ".join(str(run) for run in (base, *tuned))
+    step("the rows that are always there, and the table", f"python scripts/evaluate.py {runs}")
     simple = compare(
         CompareRequest(args.data, limit=args.limit), ROWS, args.out, lambda names: iter(tqdm(names))
     )
-    table = report(args.data, args.out, [*simple, args.out / BASE, tuned], adapter)
+    table = report(args.data, args.out, [*simple, base, *tuned], adapters)
     print(f"\n{table}\n")
     if args.update:
-        update(args.update, table)
+        update(args.update, args.out, table)
     print(args.out / "report.html")
 
 
-def update(file: Path, table: str) -> None:
-    """Replace what stands between the demo-table marks of a Markdown file."""
-    head, begin, rest = file.read_text(encoding="utf-8").partition("<!-- demo-table -->\n")
-    _, end, tail = rest.partition("<!-- /demo-table -->")
+def update(file: Path, out: Path, table: str) -> None:
+    """Replace what stands between a Markdown file's marks of the run folder `out`."""
+    first, last = f"<!-- {out.as_posix()} -->\n", f"<!-- /{out.as_posix()} -->"
+    head, begin, rest = file.read_text(encoding="utf-8").partition(first)
+    _, end, tail = rest.partition(last)
     if not (begin and end):
-        raise UserError(f"{file}: has no <!-- demo-table --> and <!-- /demo-table --> marks")
+        raise UserError(f"{file}: has no {first.strip()} and {last} marks")
     write_text(file, f"{head}{begin}```\n{table.strip()}\n```\n{end}{tail}")
 
 
-def report(data: str, out: Path, runs: list[Path], adapter: Path) -> str:
+def report(data: str, out: Path, runs: list[Path], adapters: dict[str, Path]) -> str:
     """Write leaderboard.json, leaderboard.md, report.html and the manifest; return the table as text."""
-    train_seconds = json.loads((adapter / "train_results.json").read_text(encoding="utf-8"))["train_runtime"]
+    seconds = {
+        name: json.loads((adapter / "train_results.json").read_text(encoding="utf-8"))["train_runtime"]
+        for name, adapter in adapters.items()
+    }
     board = reporting.leaderboard(
         runs,
-        pairs=[(TUNED, BASE)],
-        train_seconds={TUNED: train_seconds},
+        pairs=[(TUNED, against) for against in (BASE, CONTROL) if against != CONTROL or CONTROL in adapters],
+        train_seconds=seconds,
         context={
             "title": "mindlab demo: SmolLM2-135M, base and fine-tuned, beside the simple rows",
             "data": data,
             "synthetic": (Path(data) / "train" / "oracle_utility.npy").exists(),
-            "command": "make demo",
-            "notes": [
-                "The tuned row has one training seed. A demo, not a result: docs/recipe.md logs the search for a recipe."
-            ],
+            "command": "make demo" if out == DEFAULT_OUT else shlex.join(["python", *sys.argv]),
+            "notes": ["One training seed a row: docs/recipe.md says how the recipe was chosen and tested."],
         },
     )
+    adapter = adapters[TUNED]
     reporting.write_leaderboard(out, board, factory.read_loss(adapter))
     shutil.copyfile(adapter / "training_loss.png", out / "training_loss.png")
     write_json(
-        out / "manifest.json", {"runs": [run.name for run in runs], "adapter": str(adapter), **provenance()}
+        out / "manifest.json",
+        {
+            "runs": [run.name for run in runs],
+            "adapters": {name: str(path) for name, path in adapters.items()},
+            **provenance(),
+        },
     )
     return reporting.as_text(board)
 

@@ -9,7 +9,8 @@ Examples:
 A RUN is a folder with predictions.parquet (and manifest.json, which may give "name" and
 "protocol"); metrics.json is written into it. Ranking metrics are MIND's own, ties counted as the
 expectation over random order; accuracy is given where a case has one candidate or the method
-wrote an answer. Intervals are 95 % bootstrap intervals over users (2,000 resamples, seed 0).
+wrote an answer, and beside a run of the protocol `seed` stand the two answers that look at no news,
+always No and the leak rule (from the data that its manifest names). Intervals are 95 % bootstrap intervals over users (2,000 resamples, seed 0).
 
 With --json standard output is one JSON object (a list for several RUNs) and nothing else; the
 path of what was written then goes to standard error. --predictions writes no metrics.json.
@@ -27,6 +28,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mindlab.cli import parser, run
+from mindlab.compare import blind_answers
 from mindlab.errors import UserError
 from mindlab.files import write_json
 from mindlab.metrics import ANSWER_METRICS, RANKING_METRICS, Evaluation, evaluate, paired_differences
@@ -74,7 +76,8 @@ def main() -> int:
             raise UserError(f"{path}: {error}") from None
         name = about.get("name") or (source.resolve().name if given.runs else source.stem)
         head = {"name": name, "protocol": about.get("protocol")}
-        evaluations.append(replace(found, summary=head | found.summary | {"paired": None}))
+        beside = measure_blind(about, frame) if about.get("protocol") == "seed" else []
+        evaluations.append(replace(found, summary=head | found.summary | {"paired": None, "beside": beside}))
 
     baseline = evaluations[0]
     for one, source in zip(evaluations[1:], sources[1:], strict=True):
@@ -113,6 +116,19 @@ def about_run(run_folder: Path) -> dict[str, Any]:
     return manifest
 
 
+def measure_blind(about: dict[str, Any], frame: pa.Table) -> list[dict[str, Any]]:
+    """Return the summaries of always No and the leak rule on a run's cases; say so where they cannot be had."""
+    try:
+        tables = blind_answers(about, frame)
+    except UserError as error:
+        print(error, file=sys.stderr)
+        return []
+    return [
+        {"name": name, **evaluate(table, rng=np.random.default_rng(SEED), protocol="seed").summary}
+        for name, table in tables.items()
+    ]
+
+
 def one_split(frame: pa.Table, split: str | None, path: Path) -> pa.Table:
     """Return the rows of `split`; without one, the file must hold a single split."""
     names = codes(frame["split"])[1]
@@ -149,6 +165,9 @@ def table(summaries: list[dict[str, Any]]) -> str:
         ]
         parts.append(align([head, *rows]))
     answered = [(n, s) for n, s in zip(names, summaries, strict=True) if s["accuracy"] is not None]
+    # Runs of the same cases share these two rows.
+    blind = {(s["subset_sha"], one["name"]): one for s in summaries for one in s["beside"]}
+    answered += [(one["name"], one) for one in blind.values()]
     if answered:
         head = ["answers", "n", *ANSWER_METRICS, "always No", "TP", "FP", "FN", "TN", "invalid"]
         rows = [

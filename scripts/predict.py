@@ -46,7 +46,9 @@ def main() -> None:
     parser.add_argument("--split", default="test", help="test (default), or valid to choose a recipe")
     parser.add_argument("--limit", type=int, help="a seeded random choice of that many impressions")
     parser.add_argument("--seed", type=int, default=42)
-    parser.add_argument("--history", type=int, default=8, help="latest titles of a reader to use (default 8)")
+    parser.add_argument(
+        "--history", type=int, help="latest titles of a reader to use (next_click 24, pointwise 8)"
+    )
     parser.add_argument(
         "--cutoff-len", type=int, default=1024, help="longest prompt in tokens (default 1024)"
     )

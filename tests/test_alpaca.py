@@ -5,6 +5,7 @@ import random
 import subprocess
 import sys
 from dataclasses import replace
+from itertools import chain, pairwise
 
 import numpy as np
 import pytest
@@ -25,7 +26,14 @@ from mindlab.alpaca import (
 from mindlab.errors import UserError
 from mindlab.files import sha256
 from mindlab.mind import Mind, read_mind
-from mindlab.prompts import FORMATS, LikesDislikes, LikesDislikesParts, NextClickParts, PointwiseParts
+from mindlab.prompts import (
+    FORMATS,
+    LikesDislikes,
+    LikesDislikesParts,
+    NextClick,
+    NextClickParts,
+    PointwiseParts,
+)
 from mindlab.protocols import seed_splits
 from mindlab.special_tokens import neutralise
 from tests.conftest import ROOT
@@ -208,7 +216,7 @@ def test_next_click_has_one_record_per_reader_and_a_few_without_history(sample, 
     alone = len(rows["mind_dev_next_click_train"]) - readers
     assert 0.02 <= alone / readers <= 0.09
     longest = max(record["output"].count("\n") for record in rows["mind_dev_next_click_train"])
-    assert longest == 7  # eight titles
+    assert longest == NextClick.history_length - 1
     shuffled = sample.splits["train"].take(np.random.default_rng(0).permutation(3000))
     build(replace(sample, splits={"train": shuffled}), BuildOptions("dev", "next_click"), tmp_path / "again")
     name = "processed/mind_dev_next_click_train.json"
@@ -282,6 +290,33 @@ def counting(request):
     folder = request.getfixturevalue({"glm4": "tiny_glm", "smollm2": "smollm2"}[request.param])
     chat = request.getfixturevalue({"glm4": "glm4_chat", "smollm2": "smollm2_chat"}[request.param])
     return folder, chat, {"glm4": 700, "smollm2": 300}[request.param]
+
+
+def test_the_control_holds_the_same_titles_in_other_lists(sample, tmp_path):
+    made = {}
+    for is_control in (False, True):
+        options = BuildOptions("dev", "next_click", permute_titles=is_control)
+        rows = read(tmp_path, build(sample, options, tmp_path))["mind_dev_next_click_train"]
+        made[is_control] = [record["output"].split("\n") for record in rows]
+    plain, control = made[False], made[True]
+    assert [len(lines) for lines in control] == [len(lines) for lines in plain]
+    assert sorted(chain(*control)) == sorted(chain(*plain))
+    category = {f"- {neutralise(t)}": c for t, c in zip(sample.news.title, sample.news.category, strict=True)}
+
+    def share_alike(lists):
+        """Return how often two neighbours in a list are of one category."""
+        pairs = [(category[a], category[b]) for lines in lists for a, b in pairwise(lines)]
+        return np.mean([a == b for a, b in pairs])
+
+    assert share_alike(plain) > 2 * share_alike(control)
+    with pytest.raises(UserError, match="a control of next_click; format pointwise has none"):
+        build(sample, BuildOptions("dev", "pointwise", permute_titles=True), tmp_path)
+
+
+def test_a_format_brings_its_own_history_length():
+    found = [BuildOptions(protocol, form).history_length for protocol, form in PAIRS]
+    assert found == [FORMATS[form].history_length for _, form in PAIRS]
+    assert BuildOptions("dev", "next_click", history_length=2).history_length == 2
 
 
 def some_parts(sample, titles, protocol, form, n):

@@ -17,7 +17,7 @@ from mindlab.recommenders.leak_rule import leak_rule
 from mindlab.statistics import MINDSMALL, describe, table
 from tests.conftest import ROOT
 
-DOCS = ("README.md", "data/README.md", "configs/README.md")
+DOCS = ("README.md", "data/README.md", "configs/README.md", "docs/recipe.md")
 SHELL = re.compile(r"^(?:python |llamafactory-cli |pytest |make )")
 
 

@@ -1,18 +1,25 @@
 """scripts/evaluate.py as its user runs it."""
 
 import json
+import re
 import runpy
 import subprocess
 import sys
 import zipfile
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
+from mindlab.files import write_json
+from mindlab.mind import read_mind
 from mindlab.predictions import from_scores, write_predictions
+from mindlab.protocols import seed_splits
 from mindlab.recommenders.leak_rule import leak_rule
+from mindlab.runs import data_hashes
+from mindlab.synthetic import make_sample
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 NEWS = make_news([f"title {i}" for i in range(40)])
@@ -103,6 +110,50 @@ def test_one_candidate_and_score_is_the_tutorials_task(evaluate, tmp_path):
     assert found["tp"] == is_yes.sum()
     assert "always No" in done.out
     assert "nDCG" not in done.out
+
+
+def test_beside_a_tutorial_run_stand_always_no_and_the_leak_rule(evaluate, tmp_path):
+    data = tmp_path / "data"
+    make_sample(data, 60, 20, seed=2)
+    mind = read_mind(data, ("train",))
+    test = seed_splits(mind, 7)["test"]
+    rows = np.array([1, 4, 5, 6, 9, 11])
+    cases = test.take(rows)
+    last = cases.offsets[1:] - 1
+    targets = replace(
+        cases, offsets=np.arange(len(rows) + 1), news=cases.news[last], labels=cases.labels[last]
+    )
+    frame = from_scores(
+        "test", targets, mind.news, np.zeros(len(rows)), ["Yes."] * len(rows),
+        case_ids=rows, positions=np.diff(cases.offsets) - 1,
+    )  # fmt: skip
+    run = tmp_path / "run"
+    write_predictions(run / "predictions.parquet", frame)
+    manifest = {
+        "protocol": "seed",
+        "request": {"data": str(data), "seed": 7, "split": "test"},
+        "inputs_sha256": data_hashes(data, ("train",)),
+    }
+    write_json(run / "manifest.json", manifest)
+    done = evaluate(run)
+    found = json.loads((run / "metrics.json").read_text())["beside"]
+    assert [one["name"] for one in found] == ["always No", "leak rule"]
+    n_clicked = int(targets.labels.sum())
+    # By hand: the rule is right but for clicked targets that have a clicked sibling.
+    missed = sum(
+        cases.candidate_labels(i)[-1] == 1 and cases.candidate_labels(i)[:-1].any() for i in range(len(rows))
+    )
+    assert found[0]["accuracy"] == pytest.approx(1 - n_clicked / 6)
+    assert (found[1]["fp"], found[1]["fn"]) == (0, missed)
+    assert found[1]["accuracy_low"] <= found[1]["accuracy"] <= found[1]["accuracy_high"]
+    assert re.search(r"^leak rule +6 ", done.out, re.MULTILINE)
+
+    write_json(run / "manifest.json", manifest | {"request": manifest["request"] | {"seed": 8}})
+    assert "the run's cases are not impressions of" in evaluate(run).err
+    (data / "train" / "behaviors.tsv").write_text("changed")
+    done = evaluate(run)
+    assert "is not the data that the run was made from" in done.err
+    assert json.loads((run / "metrics.json").read_text())["beside"] == []
 
 
 def test_answers_are_read_leniently_and_nonsense_is_wrong(evaluate, tmp_path):

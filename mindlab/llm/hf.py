@@ -162,9 +162,13 @@ class HFEngine:
         """Return log softmax(lm_head(hidden))[token] row by row, in pieces that bound the logits' memory."""
         head = self.model.get_output_embeddings()
         pieces = []
-        for h, t in zip(hidden.split(512), tokens.split(512), strict=True):
+        rows = 64 if self.device == "cpu" else 1024
+        for h, t in zip(hidden.split(rows), tokens.split(rows), strict=True):
             logits = head(h).float()
-            pieces.append(logits.gather(1, t[:, None])[:, 0] - logits.logsumexp(1))
+            top = logits.amax(1)
+            chosen = logits.gather(1, t[:, None])[:, 0] - top
+            # In place: logsumexp would write another matrix as wide as the vocabulary.
+            pieces.append(chosen - logits.sub_(top[:, None]).exp_().sum(1).log())
         return torch.cat(pieces)
 
 

@@ -21,7 +21,7 @@ from mindlab import predictions, protocols
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
 from mindlab.mind import Impressions, Mind, read_mind
-from mindlab.prompts import FORMATS, LikesDislikes, NextClick, Pointwise, PointwiseParts
+from mindlab.prompts import FORMATS, LikesDislikes, NextClick, Pointwise, PointwiseParts, history_length_of
 from mindlab.runs import REQUEST, data_hashes, is_started, peak_memory_mb, provenance
 from mindlab.special_tokens import neutralise
 
@@ -42,12 +42,16 @@ class Request:
     split: str = "test"
     limit: int | None = None
     seed: int = 42
-    history_length: int = 8
+    history_length: int | None = None  # None: the format's own
     cutoff_len: int = 1024
     per_token: bool = False
     language: str = "en"
     engine: str = "hf"
     token_budget: int = 1024
+
+    def __post_init__(self) -> None:
+        """Write the format's own history length down, so that the request tells it."""
+        object.__setattr__(self, "history_length", history_length_of(self.format, self.history_length))
 
 
 @dataclass(frozen=True)
