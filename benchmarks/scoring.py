@@ -45,7 +45,8 @@ def main() -> None:
     dev = dev.take(limit(len(dev), args.impressions, seed=0))
     engine = HFEngine(args.model)
     chat = ChatTemplate.load(args.model, args.template)
-    scorer = NextClickScorer(engine, chat, mind.news.title, NextClick(), 8, 4096)
+    form = NextClick()
+    scorer = NextClickScorer(engine, chat, mind.news.title, form, form.history_length, 4096)
     cases = [
         (scorer.prefix(dev.reader_history(i).tolist()), [scorer.line(n) for n in dev.candidates(i).tolist()])
         for i in range(len(dev))

@@ -36,6 +36,7 @@ FORMATS_OF = {"seed": ("likes_dislikes",), "dev": ("pointwise", "next_click")}
 # The tutorial's names; every other data set is mind_<protocol>_<format>_<split>.
 TUTORIAL_NAMES = {"train": ("mind", "mind_train.json"), "test": ("mind_test", "mind_test.json")}
 SLACK = 8  # tokens by which a batch estimate may differ, at the seams between text and template
+SHORTEST_LIST = 3  # titles in a next_click list of one interest
 NO_HISTORY_SHARE = 0.05  # next_click records that hold one title alone: the form without history
 
 
@@ -73,6 +74,9 @@ class BuildOptions:
     history_length: int | None = None  # None: the format's own
     language: str = "en"
     limit: int | None = None
+    interests: int = (
+        1  # next_click: subcategories of a reader in one list; 0: the reader's latest clicks, whole
+    )
     permute_titles: bool = False  # next_click: a control, its titles dealt out to any reader
     model: str | None = None  # whose tokenizer counts; None: nothing is counted, nothing shortened
     template: str | None = None
@@ -211,11 +215,20 @@ def pointwise_parts(
 
 
 def next_click_parts(
-    impressions: Impressions, titles: np.ndarray, history_length: int, rng: np.random.Generator
+    impressions: Impressions,
+    titles: np.ndarray,
+    history_length: int,
+    rng: np.random.Generator,
+    subcategory: np.ndarray | None = None,
+    interests: int = 0,
 ) -> Iterator[NextClickParts]:
-    """Yield one sample per distinct reader: history and then the clicks of these impressions, latest kept.
+    """Yield lists of the news that one reader clicked, in history or in these impressions, oldest first.
 
-    `NO_HISTORY_SHARE` of the readers also give one title alone, the form that has no history.
+    With `interests` 0 there is one list a reader, the latest `history_length` clicks. With N, a reader's
+    clicks are parted by `subcategory` (n_news,), the most clicked first, N to a list: then a list has a
+    topic, and a model can learn from a few thousand lists that the next click is like the last ones
+    (docs/recipe.md). Lists of fewer than `SHORTEST_LIST` are left out. `NO_HISTORY_SHARE` of the readers
+    also give one title alone, the form that has no history.
     """
     order = np.lexsort((impressions.ids, impressions.times))
     clicked: dict[str, list[int]] = {}
@@ -225,12 +238,23 @@ def next_click_parts(
             clicked[user] = impressions.reader_history(i).tolist()
         clicked[user].extend(impressions.candidates(i)[impressions.candidate_labels(i) == 1].tolist())
     # A fixed order first, so that the records depend on the seed alone and not on who came first.
-    readers = sorted(user for user, news in clicked.items() if news)
-    for at in rng.permutation(len(readers)):
-        news = clicked[readers[at]]
+    lists: list[np.ndarray] = []
+    for reader in sorted(user for user, news in clicked.items() if news):
+        news = np.array(clicked[reader])
         if rng.random() < NO_HISTORY_SHARE:
-            yield NextClickParts([titles[news[int(rng.integers(len(news)))]]])
-        yield NextClickParts(titles[news[-history_length:]].tolist())
+            lists.append(rng.choice(news, size=1))
+        if not interests:
+            lists.append(news[-history_length:])
+            continue
+        news = news[np.sort(np.unique(news, return_index=True)[1])]  # a news clicked twice counts once
+        topics, counts = np.unique(subcategory[news], return_counts=True)
+        topics = topics[np.argsort(-counts, kind="stable")]
+        for first in range(0, len(topics), interests):
+            some = news[np.isin(subcategory[news], topics[first : first + interests])]
+            if len(some) >= SHORTEST_LIST:
+                lists.append(some[-history_length:])
+    for at in rng.permutation(len(lists)):
+        yield NextClickParts(titles[lists[at]].tolist())
 
 
 def permute_titles(parts: Iterable[NextClickParts], rng: np.random.Generator) -> Iterator[NextClickParts]:
@@ -249,14 +273,18 @@ def permute_titles(parts: Iterable[NextClickParts], rng: np.random.Generator) ->
 
 
 def samples(
-    impressions: Impressions, titles: np.ndarray, options: BuildOptions, rng: np.random.Generator
+    impressions: Impressions,
+    titles: np.ndarray,
+    subcategory: np.ndarray,
+    options: BuildOptions,
+    rng: np.random.Generator,
 ) -> Iterator[Any]:
     """Yield the parts of every sample of one split, in their final order."""
     if options.format == LikesDislikes.name:
         return likes_dislikes_parts(impressions, titles)
     if options.format == Pointwise.name:
         return pointwise_parts(impressions, titles, options.history_length, options.negatives, rng)
-    parts = next_click_parts(impressions, titles, options.history_length, rng)
+    parts = next_click_parts(impressions, titles, options.history_length, rng, subcategory, options.interests)
     return permute_titles(parts, rng) if options.permute_titles else parts
 
 
@@ -307,7 +335,7 @@ def build(
         n = n_yes = 0
         with atomic_path(out / "processed" / file_name) as path, path.open("w", encoding="utf-8") as file:
             file.write("[")
-            parts = samples(impressions, titles, options, rng)
+            parts = samples(impressions, titles, mind.news.subcategory.astype(str), options, rng)
             for record in progress(records(form, parts, budget, done), name):
                 file.write(("," if n else "") + "\n" + json.dumps(record, ensure_ascii=False))
                 n += 1

@@ -43,12 +43,16 @@ def main() -> None:
         "--negatives", type=int, default=4, help="pointwise: non-clicks per click (default 4)"
     )
     parser.add_argument(
-        "--history", type=int, help="latest titles of a reader to use (next_click 24, pointwise 8)"
+        "--history", type=int, help="latest titles of a reader to use (next_click 12, pointwise 8)"
     )
     parser.add_argument(
         "--language", choices=("en", "zh"), default="en", help="language of the prompt's frame"
     )
     parser.add_argument("--limit", type=int, help="a seeded random choice of that many impressions per split")
+    parser.add_argument(
+        "--interests", type=int, default=1,
+        help="next_click: subcategories of a reader to one list (default 1; 0: one list a reader)",
+    )  # fmt: skip
     parser.add_argument(
         "--permute-titles", action="store_true", help="next_click: a control, titles dealt out to any reader"
     )
@@ -66,6 +70,8 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
+    if args.interests < 0:
+        raise UserError(f"--interests {args.interests}: expected 0 or more")
     if args.link_to:
         check_factory(args.link_to)
 
@@ -78,6 +84,7 @@ def main() -> None:
         history_length=args.history,
         language=args.language,
         limit=args.limit,
+        interests=args.interests,
         permute_titles=args.permute_titles,
         **({} if args.no_shorten or not args.model else counted),
     )

@@ -47,7 +47,7 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="a seeded random choice of that many impressions")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument(
-        "--history", type=int, help="latest titles of a reader to use (next_click 24, pointwise 8)"
+        "--history", type=int, help="latest titles of a reader to use (next_click 12, pointwise 8)"
     )
     parser.add_argument(
         "--cutoff-len", type=int, default=1024, help="longest prompt in tokens (default 1024)"

@@ -5,14 +5,14 @@ import numpy as np
 from mindlab.mind import Impressions, News
 
 
-def make_news(titles, categories=None):
+def make_news(titles, categories=None, subcategories=None):
     n = len(titles)
     texts = lambda values: np.array(list(values), dtype=object)  # noqa: E731
     empty = texts([""] * n)
     return News(
         ids=texts(f"N{i}" for i in range(n)),
         category=texts(categories or ["news"] * n),
-        subcategory=empty,
+        subcategory=texts(subcategories or [""] * n),
         title=texts(titles),
         abstract=empty,
         title_entities=empty,

@@ -20,6 +20,7 @@ from mindlab.alpaca import (
     is_built,
     link_to,
     make_budget,
+    next_click_parts,
     records,
     samples,
 )
@@ -96,7 +97,9 @@ def a_week(rows):
     train = make_impressions(
         [(user, day * 1440 + minute, *rest) for user, day, minute, *rest in rows], start="2019-11-09T00:00:00"
     )
-    return Mind(make_news([f"t{i}" for i in range(20)]), {"train": train}, {})
+    # The news t10 to t19 are of a subcategory of their own.
+    news = make_news([f"t{i}" for i in range(20)], subcategories=["a"] * 10 + ["b"] * 10)
+    return Mind(news, {"train": train}, {})
 
 
 @pytest.mark.parametrize(("protocol", "form"), PAIRS)
@@ -201,7 +204,9 @@ def test_next_click_by_hand(tmp_path, monkeypatch):
             ("U1", 5, 9, [0, 1], [7, 8], [1, 0]),
         ]
     )
-    rows = read(tmp_path, build(mind, BuildOptions("dev", "next_click", history_length=4), tmp_path))
+    rows = read(
+        tmp_path, build(mind, BuildOptions("dev", "next_click", history_length=4, interests=0), tmp_path)
+    )
     outputs = {name: sorted(record["output"] for record in records) for name, records in rows.items()}
     assert outputs == {
         "mind_dev_next_click_fit": ["- t0\n- t1\n- t2\n- t6", "- t9"],
@@ -210,15 +215,42 @@ def test_next_click_by_hand(tmp_path, monkeypatch):
     }
 
 
+def test_next_click_by_interest_by_hand(monkeypatch):
+    monkeypatch.setattr("mindlab.alpaca.NO_HISTORY_SHARE", 0.0)
+    mind = a_week(
+        [
+            ("U1", 0, 5, [0, 10, 1, 0, 11, 2], [3, 12], [1, 0]),  # "a": 0 1 2 3, and "b": 10 11
+            ("U1", 1, 5, [0, 10, 1, 0, 11, 2], [4, 13], [0, 1]),  # "b" has three now
+            ("U2", 0, 7, [5, 14], [6, 7], [0, 1]),  # no subcategory has three
+        ]
+    )
+
+    def lists(interests):
+        parts = next_click_parts(
+            mind.splits["train"],
+            mind.news.title,
+            3,
+            np.random.default_rng(0),
+            mind.news.subcategory,
+            interests,
+        )
+        return sorted(part.titles for part in parts)
+
+    assert lists(1) == [["t1", "t2", "t3"], ["t10", "t11", "t13"]]
+    assert lists(2) == [["t2", "t3", "t13"], ["t5", "t14", "t7"]]
+    assert lists(0) == [["t2", "t3", "t13"], ["t5", "t14", "t7"]]
+
+
 def test_next_click_has_one_record_per_reader_and_a_few_without_history(sample, tmp_path):
-    rows = read(tmp_path, build(sample, BuildOptions("dev", "next_click"), tmp_path))
+    options = BuildOptions("dev", "next_click", interests=0)
+    rows = read(tmp_path, build(sample, options, tmp_path))
     readers = len(set(sample.splits["train"].users))
     alone = len(rows["mind_dev_next_click_train"]) - readers
     assert 0.02 <= alone / readers <= 0.09
     longest = max(record["output"].count("\n") for record in rows["mind_dev_next_click_train"])
     assert longest == NextClick.history_length - 1
     shuffled = sample.splits["train"].take(np.random.default_rng(0).permutation(3000))
-    build(replace(sample, splits={"train": shuffled}), BuildOptions("dev", "next_click"), tmp_path / "again")
+    build(replace(sample, splits={"train": shuffled}), options, tmp_path / "again")
     name = "processed/mind_dev_next_click_train.json"
     assert (tmp_path / name).read_bytes() == (tmp_path / "again" / name).read_bytes()
 
@@ -320,9 +352,10 @@ def test_a_format_brings_its_own_history_length():
 
 
 def some_parts(sample, titles, protocol, form, n):
-    options = BuildOptions(protocol, form, history_length=30)
+    options = BuildOptions(protocol, form, history_length=30, interests=0)
     train = sample.splits["train"].take(np.random.default_rng(1).permutation(3000)[:n])
-    return list(samples(train, titles, options, np.random.default_rng(2)))[:n]
+    subcategory = sample.news.subcategory.astype(str)
+    return list(samples(train, titles, subcategory, options, np.random.default_rng(2)))[:n]
 
 
 def n_dropped(form, part, record):

@@ -1,13 +1,16 @@
 """mindlab.chat gives LLaMA-Factory's own ids; mindlab.special_tokens leaves no control token in a text."""
 
 import pytest
+import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindlab import chat
 from mindlab.errors import UserError
+from mindlab.prompts import NextClick, NextClickParts
 from mindlab.special_tokens import neutralise
 from tests import tiny_glm as builder
+from tests.factory_rows import factory_batch, factory_rows
 
 RECORDS = [
     *builder.RECORDS,
@@ -176,3 +179,34 @@ def test_no_neutralised_text_holds_a_special_id(tokenizers, text):
 def test_ordinary_titles_stay_as_they_are():
     for text in ["3 < 5 | 6 > 2", "<b>bold</b>", "[VIDEO] The end", "a|b|c", "What's <new>?", "你好"]:
         assert neutralise(text) == text
+
+
+@pytest.mark.model
+@pytest.mark.parametrize("neat_packing", [True, False])
+def test_packed_records_do_not_see_each_other(smollm2, smollm2_chat, neat_packing):
+    """configs/train/smollm2_135m_lora_sft.yaml packs; without neat_packing a record would read its neighbour."""
+    from llamafactory.data.collator import SFTDataCollatorWith4DAttentionMask
+    from transformers import AutoModelForCausalLM
+
+    titles = ["A storm nears the coast", "Rams beat the Browns", "Why do cats purr?", "The mayor quits"]
+    records = [NextClick().record(NextClickParts(titles[i : i + 2])) for i in (0, 2)]
+    rows = factory_rows(smollm2_chat, records)
+    columns = factory_batch(
+        smollm2_chat, records, "PackedSupervised", cutoff_len=256, packing=True, neat_packing=neat_packing
+    )
+    (packed,) = [dict(zip(columns, row, strict=True)) for row in zip(*columns.values(), strict=True)]
+    model = AutoModelForCausalLM.from_pretrained(smollm2, dtype=torch.float32, attn_implementation="sdpa")
+    collator = SFTDataCollatorWith4DAttentionMask(
+        template=smollm2_chat.template, model=model, tokenizer=smollm2_chat.tokenizer,
+        block_diag_attn=neat_packing, neat_packing=neat_packing, attn_implementation="sdpa",
+    )  # fmt: skip
+    with torch.inference_mode():
+        together = model(**collator([packed])).logits[0]
+        begin = 0
+        for ids, _ in sorted(rows, key=lambda row: packed["input_ids"][: len(row[0])] != row[0]):
+            assert packed["input_ids"][begin : begin + len(ids)] == ids
+            alone = model(input_ids=torch.tensor([ids])).logits[0]
+            difference = float((together[begin : begin + len(ids)] - alone).abs().max())
+            # The first record has no neighbour before it.
+            assert (difference < 1e-2) == (neat_packing or begin == 0), difference
+            begin += len(ids)

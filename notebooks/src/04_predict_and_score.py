@@ -139,11 +139,12 @@ assert rule["accuracy"] > rule["always_no_accuracy"]
 dev = mind.splits["dev"]
 dev_rows = protocols.limit(len(dev), n_dev, seed)
 cut = factory.load("configs/train/smollm2_135m_lora_sft.yaml")["cutoff_len"]
-ranker = NextClickScorer(engine, chat, titles, NextClick(), 8, cut)
+form = NextClick()
+ranker = NextClickScorer(engine, chat, titles, form, form.history_length, cut)
 sizes = np.diff(dev.offsets)
 row = int(np.flatnonzero((sizes >= 5) & (sizes <= 8))[0])
 history, candidates = dev.reader_history(row), dev.candidates(row)
-print(*titles[history[-8:]], sep="\n")
+print(*titles[history[-form.history_length :]], sep="\n")
 one = pd.DataFrame({"score": ranker.score(history.tolist(), candidates.tolist())})
 one["clicked"], one["title"] = dev.candidate_labels(row), titles[candidates]
 display(one.sort_values("score", ascending=False).round(2))
