@@ -133,7 +133,8 @@ for sample in list(alpaca.pointwise_parts(one, titles, history_length=4, negativ
 
 # %% [markdown]
 # `next_click` has no Yes and No. The question never changes, and the answer is the reader's clicked
-# titles: every title is something to learn from. This format is what the course trains.
+# titles: every title is something to learn from. This format is what the course trains, on lists that keep to
+# one subcategory of a reader each (`interests=1`, the default of `scripts/build_dataset.py`).
 
 # %%
 next_click = FORMATS["next_click"]()
