@@ -303,7 +303,8 @@ def build(
     the manifest, also written beside the files; the same data, options and versions give the same bytes.
     `inputs_sha256`, the hashes of the data files, is kept there for `is_built`.
 
-    Raises UserError for a protocol and format that do not go together, and for a split without impressions.
+    Raises UserError for a protocol and format that do not go together, for a split without impressions, and
+    for one that gives no record.
     """
     if options.format not in FORMATS_OF.get(options.protocol, ()):
         known = ", ".join(f"{p} x {f}" for p, forms in FORMATS_OF.items() for f in forms)
@@ -341,6 +342,10 @@ def build(
                 n += 1
                 n_yes += record["output"].startswith("Yes")
             file.write("\n]\n")
+            if not n:
+                raise UserError(
+                    f"{name}: no reader has {SHORTEST_LIST} clicks in one subcategory; give more data, or --interests 0"
+                )
         entries[name] = {"file_name": f"processed/{file_name}", "columns": COLUMNS}
         files[name] = {
             "file": f"processed/{file_name}",

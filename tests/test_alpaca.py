@@ -241,6 +241,14 @@ def test_next_click_by_interest_by_hand(monkeypatch):
     assert lists(0) == [["t2", "t3", "t13"], ["t5", "t14", "t7"]]
 
 
+def test_a_data_set_without_a_record_is_not_written(tmp_path, monkeypatch):
+    monkeypatch.setattr("mindlab.alpaca.NO_HISTORY_SHARE", 0.0)
+    mind = a_week([("U1", 0, 5, [0, 10], [3, 12], [1, 0]), ("U2", 5, 5, [1], [4, 5], [1, 0])])
+    with pytest.raises(UserError, match=r"no reader has 3 clicks in one subcategory; .* --interests 0"):
+        build(mind, BuildOptions("dev", "next_click"), tmp_path)
+    assert not list(tmp_path.rglob("*.json"))
+
+
 def test_next_click_has_one_record_per_reader_and_a_few_without_history(sample, tmp_path):
     options = BuildOptions("dev", "next_click", interests=0)
     rows = read(tmp_path, build(sample, options, tmp_path))

@@ -213,7 +213,7 @@ def test_scorer_and_builder_neutralise_a_title_alike(test_prompts_of, glm4_chat,
     shown = [glm4_chat.tokenizer.decode(prompt) for prompt in test_prompts_of(protocol, form, [1, 0, 0, 0])]
     assert any(clean in text for text in shown)
 
-    build(mind_of([0, 0, 0, 1], history=(0, LAST)), BuildOptions(protocol, form), tmp_path)
+    build(mind_of([0, 0, 0, 1], history=(0, LAST)), BuildOptions(protocol, form, interests=0), tmp_path)
     files = [path for path in (tmp_path / "processed").iterdir() if "manifest" not in path.name]
     assert files
     written = "".join(path.read_text(encoding="utf-8") for path in files)
