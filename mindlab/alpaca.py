@@ -74,9 +74,7 @@ class BuildOptions:
     history_length: int | None = None  # None: the format's own
     language: str = "en"
     limit: int | None = None
-    interests: int = (
-        1  # next_click: subcategories of a reader in one list; 0: the reader's latest clicks, whole
-    )
+    interests: int = 1  # next_click: subcategories of a reader to one list; 0: one list a reader
     permute_titles: bool = False  # next_click: a control, its titles dealt out to any reader
     model: str | None = None  # whose tokenizer counts; None: nothing is counted, nothing shortened
     template: str | None = None

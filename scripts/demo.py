@@ -115,6 +115,8 @@ def main() -> None:
     args = parser.parse_args()
     if not CONFIG.is_file():
         raise UserError(f"{CONFIG}: not here; run the demo in the root of the repository")
+    if args.update:
+        around(args.update, args.out)  # before an hour of work, not after it
 
     step("the embedded model", f"python scripts/get_model.py {embedded_model.NAME}")
     embedded_model.build(MODEL, say)
@@ -144,14 +146,20 @@ def main() -> None:
     print(args.out / "report.html")
 
 
-def update(file: Path, out: Path, table: str) -> None:
-    """Replace what stands between a Markdown file's marks of the run folder `out`."""
+def around(file: Path, out: Path) -> tuple[str, str]:
+    """Return what stands before and after the table of the run folder `out` in a Markdown file, marks included."""
     first, last = f"<!-- {out.as_posix()} -->\n", f"<!-- /{out.as_posix()} -->"
     head, begin, rest = file.read_text(encoding="utf-8").partition(first)
     _, end, tail = rest.partition(last)
     if not (begin and end):
         raise UserError(f"{file}: has no {first.strip()} and {last} marks")
-    write_text(file, f"{head}{begin}```\n{table.strip()}\n```\n{end}{tail}")
+    return head + begin, end + tail
+
+
+def update(file: Path, out: Path, table: str) -> None:
+    """Replace what stands between a Markdown file's marks of the run folder `out`."""
+    head, tail = around(file, out)
+    write_text(file, f"{head}```\n{table.strip()}\n```\n{tail}")
 
 
 def report(data: str, out: Path, runs: list[Path], adapters: dict[str, Path]) -> str:
@@ -169,7 +177,9 @@ def report(data: str, out: Path, runs: list[Path], adapters: dict[str, Path]) ->
             "data": data,
             "synthetic": (Path(data) / "train" / "oracle_utility.npy").exists(),
             "command": "make demo" if out == DEFAULT_OUT else shlex.join(["python", *sys.argv]),
-            "notes": ["One training seed a row: docs/recipe.md says how the recipe was chosen and tested."],
+            "notes": [
+                "One training seed a row. docs/recipe.md says how the recipe was chosen, and what it has not yet shown."
+            ],
         },
     )
     adapter = adapters[TUNED]
