@@ -313,6 +313,7 @@ def build(
         raise UserError(f"permuted titles are a control of next_click; format {options.format} has none")
     form = FORMATS[options.format](options.language)
     titles = np.array([neutralise(title) for title in mind.news.title], dtype=object)
+    subcategory = mind.news.subcategory.astype(str)
     splits = splits_of(options.protocol, mind, options.seed)
     if options.protocol == "dev":
         splits.pop("test", None)
@@ -334,7 +335,7 @@ def build(
         n = n_yes = 0
         with atomic_path(out / "processed" / file_name) as path, path.open("w", encoding="utf-8") as file:
             file.write("[")
-            parts = samples(impressions, titles, mind.news.subcategory.astype(str), options, rng)
+            parts = samples(impressions, titles, subcategory, options, rng)
             for record in progress(records(form, parts, budget, done), name):
                 file.write(("," if n else "") + "\n" + json.dumps(record, ensure_ascii=False))
                 n += 1

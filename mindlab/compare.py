@@ -117,7 +117,7 @@ def blind_answers(manifest: Mapping[str, Any], frame: pa.Table) -> dict[str, pa.
     tables = {}
     for name, answer in (("always No", always_no), ("leak rule", leak_rule)):
         is_yes = answer(cases, frame["position"].to_numpy())
-        columns = {"score": pa.array(np.where(is_yes, 1.0, -1.0)), "answer": np.where(is_yes, "Yes.", "No.")}
+        columns = {"score": np.where(is_yes, 1.0, -1.0), "answer": np.where(is_yes, "Yes.", "No.")}
         tables[name] = frame
         for column, values in columns.items():
             at = frame.schema.get_field_index(column)

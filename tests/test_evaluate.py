@@ -114,10 +114,10 @@ def test_one_candidate_and_score_is_the_tutorials_task(evaluate, tmp_path):
 
 def test_beside_a_tutorial_run_stand_always_no_and_the_leak_rule(evaluate, tmp_path):
     data = tmp_path / "data"
-    make_sample(data, 60, 20, seed=2)
+    make_sample(data, 300, 20, seed=2)
     mind = read_mind(data, ("train",))
     test = seed_splits(mind, 7)["test"]
-    rows = np.array([1, 4, 5, 6, 9, 11])
+    rows = np.arange(1, 60, 2)
     cases = test.take(rows)
     last = cases.offsets[1:] - 1
     targets = replace(
@@ -143,10 +143,11 @@ def test_beside_a_tutorial_run_stand_always_no_and_the_leak_rule(evaluate, tmp_p
     missed = sum(
         cases.candidate_labels(i)[-1] == 1 and cases.candidate_labels(i)[:-1].any() for i in range(len(rows))
     )
-    assert found[0]["accuracy"] == pytest.approx(1 - n_clicked / 6)
-    assert (found[1]["fp"], found[1]["fn"]) == (0, missed)
+    assert found[0]["accuracy"] == pytest.approx(1 - n_clicked / 30)
+    assert (found[1]["fp"], found[1]["fn"], found[1]["tp"]) == (0, missed, n_clicked - missed)
+    assert found[1]["tp"] > 0
     assert found[1]["accuracy_low"] <= found[1]["accuracy"] <= found[1]["accuracy_high"]
-    assert re.search(r"^leak rule +6 ", done.out, re.MULTILINE)
+    assert re.search(r"^leak rule +30 ", done.out, re.MULTILINE)
 
     write_json(run / "manifest.json", manifest | {"request": manifest["request"] | {"seed": 8}})
     assert "the run's cases are not impressions of" in evaluate(run).err
