@@ -7,7 +7,7 @@ Data sets are found the LLaMA-Factory way: every YAML says ``dataset_dir: data``
 import json
 import shutil
 from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import islice
 from pathlib import Path
 from typing import Any
@@ -16,13 +16,15 @@ import numpy as np
 
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
-from mindlab.mind import Impressions, Mind
+from mindlab.mind import Impressions, Mind, News
 from mindlab.prompts import (
     FORMATS,
     LikesDislikes,
     LikesDislikesParts,
     NextClick,
     NextClickParts,
+    NextTopic,
+    NextTopicParts,
     Pointwise,
     PointwiseParts,
     Record,
@@ -32,12 +34,14 @@ from mindlab.protocols import splits_of
 from mindlab.special_tokens import neutralise
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
-FORMATS_OF = {"seed": ("likes_dislikes",), "dev": ("pointwise", "next_click")}
+FORMATS_OF = {"seed": ("likes_dislikes",), "dev": ("pointwise", "next_click", "next_topic")}
+YES_NO = (LikesDislikes.name, Pointwise.name)
 # The tutorial's names; every other data set is mind_<protocol>_<format>_<split>.
 TUTORIAL_NAMES = {"train": ("mind", "mind_train.json"), "test": ("mind_test", "mind_test.json")}
 SLACK = 8  # tokens by which a batch estimate may differ, at the seams between text and template
 SHORTEST_LIST = 3  # titles in a next_click list of one interest
-NO_HISTORY_SHARE = 0.05  # next_click records that hold one title alone: the form without history
+NO_HISTORY_SHARE = 0.05  # records in the form without history, of next_click (one title alone) and next_topic
+TOPICS_ASKED = 6  # clicks that the answer of a next_topic record names the topics of
 
 
 @dataclass(frozen=True)
@@ -75,7 +79,7 @@ class BuildOptions:
     language: str = "en"
     limit: int | None = None
     interests: int = 1  # next_click: subcategories of a reader to one list; 0: one list a reader
-    permute_titles: bool = False  # next_click: a control, its titles dealt out to any reader
+    permute_titles: bool = False  # next_click, next_topic: a control, the titles dealt out to any reader
     model: str | None = None  # whose tokenizer counts; None: nothing is counted, nothing shortened
     template: str | None = None
     cutoff_len: int | None = None
@@ -165,6 +169,17 @@ def records(form: Any, parts: Iterable[Any], budget: Budget | None, done: Shorte
             yield record
 
 
+def neutral_titles(news: News) -> np.ndarray:
+    """Return the titles as prompts show them, object (n_news,): special tokens in them are plain text."""
+    return np.array([neutralise(title) for title in news.title], dtype=object)
+
+
+def topics_of(news: News) -> np.ndarray:
+    """Return every news' topic as next_topic names it, object (n_news,)."""
+    named = [NextTopic.topic(*pair) for pair in zip(news.category, news.subcategory, strict=True)]
+    return np.array([neutralise(topic) for topic in named], dtype=object)
+
+
 def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
     """Yield lists of at most `size` items (itertools has it from Python 3.12 on)."""
     iterator = iter(items)
@@ -212,6 +227,18 @@ def pointwise_parts(
         )
 
 
+def clicks_of_readers(impressions: Impressions) -> dict[str, list[int]]:
+    """Return the news that each reader clicked, in history and then in these impressions, oldest first."""
+    order = np.lexsort((impressions.ids, impressions.times))
+    clicked: dict[str, list[int]] = {}
+    for i in order:
+        user = impressions.users[i]
+        if user not in clicked:
+            clicked[user] = impressions.reader_history(i).tolist()
+        clicked[user].extend(impressions.candidates(i)[impressions.candidate_labels(i) == 1].tolist())
+    return clicked
+
+
 def next_click_parts(
     impressions: Impressions,
     titles: np.ndarray,
@@ -228,13 +255,7 @@ def next_click_parts(
     (docs/recipe.md). Lists of fewer than `SHORTEST_LIST` are left out. `NO_HISTORY_SHARE` of the readers
     also give one title alone, the form that has no history.
     """
-    order = np.lexsort((impressions.ids, impressions.times))
-    clicked: dict[str, list[int]] = {}
-    for i in order:
-        user = impressions.users[i]
-        if user not in clicked:
-            clicked[user] = impressions.reader_history(i).tolist()
-        clicked[user].extend(impressions.candidates(i)[impressions.candidate_labels(i) == 1].tolist())
+    clicked = clicks_of_readers(impressions)
     # A fixed order first, so that the records depend on the seed alone and not on who came first.
     lists: list[np.ndarray] = []
     for reader in sorted(user for user, news in clicked.items() if news):
@@ -255,25 +276,47 @@ def next_click_parts(
         yield NextClickParts(titles[lists[at]].tolist())
 
 
-def permute_titles(parts: Iterable[NextClickParts], rng: np.random.Generator) -> Iterator[NextClickParts]:
-    """Yield lists as long as those of `parts`, all their titles dealt out anew.
+def next_topic_parts(
+    impressions: Impressions,
+    titles: np.ndarray,
+    topics: np.ndarray,
+    history_length: int,
+    rng: np.random.Generator,
+) -> Iterator[NextTopicParts]:
+    """Yield `TOPICS_ASKED` successive clicks of a reader as topics, with the clicks before them as titles.
 
-    What a model learns from these is how headlines read, and nothing of which go together.
+    A reader's clicks, in history and in these impressions, are parted from the latest back; `titles` and
+    `topics` are (n_news,). `NO_HISTORY_SHARE` of the samples show no history.
     """
-    sizes, titles = [], []
+    clicked = clicks_of_readers(impressions)
+    samples: list[tuple[list[int], list[int]]] = []
+    for reader in sorted(clicked):  # so that the records depend on the seed alone and not on who came first
+        news = clicked[reader]
+        for end in range(len(news), 1, -TOPICS_ASKED):
+            begin = max(1, end - TOPICS_ASKED)
+            history = news[max(0, begin - history_length) : begin]
+            samples.append(([] if rng.random() < NO_HISTORY_SHARE else history, news[begin:end]))
+    for at in rng.permutation(len(samples)):
+        history, following = samples[at]
+        yield NextTopicParts(titles[history].tolist(), topics[following].tolist())
+
+
+def permute_titles(parts: Iterable[Any], field: str, rng: np.random.Generator) -> Iterator[Any]:
+    """Yield `parts` with the titles of their `field` dealt out anew, as many to each as before.
+
+    What a model learns from these is how headlines and answers read, and nothing of what goes together.
+    """
+    parts = list(parts)
+    titles = [title for part in parts for title in getattr(part, field)]
+    order = iter(rng.permutation(len(titles)).tolist())
     for part in parts:
-        sizes.append(len(part.titles))
-        titles += part.titles
-    ends = np.cumsum(sizes)
-    order = rng.permutation(len(titles))
-    for begin, end in zip(ends - sizes, ends, strict=True):
-        yield NextClickParts([titles[at] for at in order[begin:end]])
+        yield replace(part, **{field: [titles[next(order)] for _ in getattr(part, field)]})
 
 
 def samples(
     impressions: Impressions,
+    news: News,
     titles: np.ndarray,
-    subcategory: np.ndarray,
     options: BuildOptions,
     rng: np.random.Generator,
 ) -> Iterator[Any]:
@@ -282,8 +325,12 @@ def samples(
         return likes_dislikes_parts(impressions, titles)
     if options.format == Pointwise.name:
         return pointwise_parts(impressions, titles, options.history_length, options.negatives, rng)
+    if options.format == NextTopic.name:
+        parts = next_topic_parts(impressions, titles, topics_of(news), options.history_length, rng)
+        return permute_titles(parts, "history", rng) if options.permute_titles else parts
+    subcategory = news.subcategory.astype(str)
     parts = next_click_parts(impressions, titles, options.history_length, rng, subcategory, options.interests)
-    return permute_titles(parts, rng) if options.permute_titles else parts
+    return permute_titles(parts, "titles", rng) if options.permute_titles else parts
 
 
 def build(
@@ -309,11 +356,12 @@ def build(
         raise UserError(
             f"protocol {options.protocol!r} with format {options.format!r}: expected one of {known}"
         )
-    if options.permute_titles and options.format != NextClick.name:
-        raise UserError(f"permuted titles are a control of next_click; format {options.format} has none")
+    if options.permute_titles and options.format not in (NextClick.name, NextTopic.name):
+        raise UserError(
+            f"permuted titles are a control of next_click and next_topic; format {options.format} has none"
+        )
     form = FORMATS[options.format](options.language)
-    titles = np.array([neutralise(title) for title in mind.news.title], dtype=object)
-    subcategory = mind.news.subcategory.astype(str)
+    titles = neutral_titles(mind.news)
     splits = splits_of(options.protocol, mind, options.seed)
     if options.protocol == "dev":
         splits.pop("test", None)
@@ -335,23 +383,24 @@ def build(
         n = n_yes = 0
         with atomic_path(out / "processed" / file_name) as path, path.open("w", encoding="utf-8") as file:
             file.write("[")
-            parts = samples(impressions, titles, subcategory, options, rng)
+            parts = samples(impressions, mind.news, titles, options, rng)
             for record in progress(records(form, parts, budget, done), name):
                 file.write(("," if n else "") + "\n" + json.dumps(record, ensure_ascii=False))
                 n += 1
                 n_yes += record["output"].startswith("Yes")
             file.write("\n]\n")
             if not n:
-                raise UserError(
-                    f"{name}: no reader has {SHORTEST_LIST} clicks in one subcategory; give more data, or --interests 0"
-                )
+                few = "two clicks"
+                if options.format == NextClick.name:
+                    few = f"{SHORTEST_LIST} clicks in one subcategory (--interests 0 asks for less)"
+                raise UserError(f"{name}: no reader has {few}; give more data")
         entries[name] = {"file_name": f"processed/{file_name}", "columns": COLUMNS}
         files[name] = {
             "file": f"processed/{file_name}",
             "sha256": sha256(out / "processed" / file_name),
             "impressions": len(impressions),
             "records": n,
-            **({} if options.format == NextClick.name else {"records_yes": n_yes}),
+            **({"records_yes": n_yes} if options.format in YES_NO else {}),
             "tokens": "unchecked" if budget is None else {"cutoff_len": budget.cutoff_len, **vars(done)},
         }
     _merge_dataset_info(out, entries)

@@ -201,7 +201,65 @@ class NextClick:
         return "".join(f"- {title}\n" for title in titles)
 
 
-FORMATS = {form.name: form for form in (LikesDislikes, Pointwise, NextClick)}
+@dataclass(frozen=True)
+class NextTopicParts:
+    """The titles a reader clicked, oldest first, and the topics of the next clicks."""
+
+    history: list[str]
+    topics: list[str]
+
+
+class NextTopic:
+    """Titles in the prompt, and as answer the topics of what the reader clicks next, one line each.
+
+    A candidate is scored by how likely its topic is as the first line, minus how likely it is with no
+    history: the model reads headlines and says what the reader cares for. Candidates of one topic tie.
+    """
+
+    name = "next_topic"
+    history_length = 12
+    texts: ClassVar = {
+        "en": {
+            "system": "You know what news readers click.",
+            "instruction": "A reader clicked these headlines, oldest first. List the topics of the headlines that "
+            "this reader clicks next, one per line.",
+            "no_history": "(none yet)",
+        },
+        "zh": {
+            "system": "你了解读者会点击哪些新闻。",
+            "instruction": "下面是一位读者点击过的新闻标题，按时间从早到晚排列。请列出这位读者接下来会点击的新闻的主题，每行一个。",
+            "no_history": "（暂无）",
+        },
+    }
+
+    def __init__(self, language: str = "en"):
+        self.text = self.texts[language]
+
+    def droppable(self, parts: NextTopicParts) -> int:
+        """Return how many history titles can go: all of them."""
+        return len(parts.history)
+
+    def record(self, parts: NextTopicParts, dropped: int = 0) -> Record:
+        """Return the Alpaca record without the `dropped` oldest history titles."""
+        history = parts.history[dropped:]
+        return {
+            "system": self.text["system"],
+            "instruction": self.text["instruction"],
+            "input": "\n".join(f"- {title}" for title in history) or self.text["no_history"],
+            "output": "\n".join(parts.topics),
+        }
+
+    @staticmethod
+    def topic(category: str, subcategory: str) -> str:
+        """Return a news' topic as the answer names it.
+
+        >>> NextTopic.topic("sports", "football_nfl")
+        'sports, football_nfl'
+        """
+        return f"{category}, {subcategory}"
+
+
+FORMATS = {form.name: form for form in (LikesDislikes, Pointwise, NextClick, NextTopic)}
 
 
 def history_length_of(form: str, asked: int | None) -> int | None:

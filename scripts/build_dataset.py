@@ -43,7 +43,9 @@ def main() -> None:
         "--negatives", type=int, default=4, help="pointwise: non-clicks per click (default 4)"
     )
     parser.add_argument(
-        "--history", type=int, help="latest titles of a reader to use (next_click 12, pointwise 8)"
+        "--history",
+        type=int,
+        help="latest titles of a reader to use (next_click, next_topic 12, pointwise 8)",
     )
     parser.add_argument(
         "--language", choices=("en", "zh"), default="en", help="language of the prompt's frame"
@@ -54,7 +56,9 @@ def main() -> None:
         help="next_click: subcategories of a reader to one list (default 1; 0: one list a reader)",
     )  # fmt: skip
     parser.add_argument(
-        "--permute-titles", action="store_true", help="next_click: a control, titles dealt out to any reader"
+        "--permute-titles",
+        action="store_true",
+        help="next_click, next_topic: a control, titles dealt out to any reader",
     )
     parser.add_argument(
         "--missing", choices=("error", "drop"), default="error", help="unknown news: stop or drop"

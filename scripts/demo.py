@@ -3,15 +3,16 @@
 Builds next_click records from the committed sample, LoRA-tunes SmolLM2-135M through LLaMA-Factory with
 configs/train/smollm2_135m_lora_sft.yaml, scores base and tuned model on seeded-random dev impressions,
 and puts them beside the rows that need no model. Each step first prints the command that does it alone.
-What is done already is skipped; after Ctrl-C run the same command again.
+What is done already is skipped; after Ctrl-C run the same command again. --format next_topic does the
+same with that prompt and its own config.
 
 With --control it also trains on the same titles dealt out to random readers: what that model gains over
-the base is knowledge of how the headlines read, not of who reads what.
+the base is knowledge of how headlines and answers read, not of who reads what.
 
 Examples:
   make demo
   python scripts/demo.py --update README.md                       (what made the README's table)
-  python scripts/demo.py --limit 600 --control --out runs/recipe/sample --update docs/recipe.md
+  python scripts/demo.py --format next_topic --limit 600 --control --out runs/recipe/sample --update docs/recipe.md
   python scripts/demo.py --limit 20 --steps 2 --out runs/try      (a quick look, not a result)
 """
 
@@ -35,12 +36,14 @@ from mindlab.llm.predict import Request, predict
 from mindlab.mind import read_mind
 from mindlab.runs import data_hashes, provenance
 
-CONFIG = Path("configs/train/smollm2_135m_lora_sft.yaml")
+CONFIGS = {
+    "next_click": Path("configs/train/smollm2_135m_lora_sft.yaml"),
+    "next_topic": Path("configs/train/smollm2_135m_lora_sft_next_topic.yaml"),
+}
 MODEL = f"models/{embedded_model.NAME}"
 TEMPLATE = "smollm2"
 DEFAULT_OUT = Path("runs/demo")
 ROWS = ["random", "popularity", "popularity-streaming", "category", "tfidf", "oracle"]
-BASE, TUNED, CONTROL = (f"smollm2-next_click-{name}" for name in ("base", "lora", "permuted"))
 
 
 def say(line: str) -> None:
@@ -54,17 +57,17 @@ def step(what: str, command: str) -> None:
     say(f"$ {command}")
 
 
-def build_records(data: str, dataset_dir: Path, is_control: bool) -> None:
-    """Write the next_click data sets, unless they are there."""
-    cutoff_len = factory.load(CONFIG)["cutoff_len"]
+def build_records(data: str, form: str, dataset_dir: Path, is_control: bool) -> None:
+    """Write the data sets of a format, unless they are there."""
+    cutoff_len = factory.load(CONFIGS[form])["cutoff_len"]
     step(
         "Alpaca records from MIND-shaped TSVs",
-        f"python scripts/build_dataset.py --data {data} --protocol dev --format next_click --out {dataset_dir} "
+        f"python scripts/build_dataset.py --data {data} --protocol dev --format {form} --out {dataset_dir} "
         f"--model {MODEL} --template {TEMPLATE} --cutoff-len {cutoff_len}"
         f"{' --permute-titles' if is_control else ''}",
     )  # fmt: skip
     options = BuildOptions(
-        "dev", "next_click", permute_titles=is_control, model=MODEL, template=TEMPLATE, cutoff_len=cutoff_len
+        "dev", form, permute_titles=is_control, model=MODEL, template=TEMPLATE, cutoff_len=cutoff_len
     )
     hashes = data_hashes(data, ("train", "dev"))
     if is_built(dataset_dir, options, hashes):
@@ -77,23 +80,23 @@ def build_records(data: str, dataset_dir: Path, is_control: bool) -> None:
     )  # fmt: skip
 
 
-def train(overrides: dict[str, Any]) -> Path:
+def train(config: Path, overrides: dict[str, Any]) -> Path:
     """Fine-tune by the config and `overrides`; return the adapter's folder."""
     words = " ".join(f"{key}={value}" for key, value in overrides.items())
-    step("LoRA fine-tuning by LLaMA-Factory", f"llamafactory-cli train {CONFIG} {words}".rstrip())
-    return factory.train(CONFIG, overrides, say)
+    step("LoRA fine-tuning by LLaMA-Factory", f"llamafactory-cli train {config} {words}".rstrip())
+    return factory.train(config, overrides, say)
 
 
-def score(data: str, adapter: Path | None, limit: int, out: Path) -> Path:
+def score(data: str, form: str, adapter: Path | None, limit: int, out: Path) -> Path:
     """Score one model on the dev impressions, with a progress bar."""
-    cutoff_len = factory.load(CONFIG)["cutoff_len"]
+    cutoff_len = factory.load(CONFIGS[form])["cutoff_len"]
     step(
         f"score {out.name}",
-        f"python scripts/predict.py --data {data} --protocol dev --format next_click --model {MODEL} "
+        f"python scripts/predict.py --data {data} --protocol dev --format {form} --model {MODEL} "
         f"{f'--adapter {adapter} ' if adapter else ''}--cutoff-len {cutoff_len} --limit {limit} --out {out}",
     )
     request = Request(
-        data, "dev", "next_click", MODEL, TEMPLATE, str(adapter) if adapter else None,
+        data, "dev", form, MODEL, TEMPLATE, str(adapter) if adapter else None,
         limit=limit, cutoff_len=cutoff_len,
     )  # fmt: skip
     return predict(
@@ -105,6 +108,9 @@ def main() -> None:
     """Run the steps."""
     parser = cli.parser(__doc__)
     parser.add_argument("--data", default="data/sample", help="folder with train/ and dev/")
+    parser.add_argument(
+        "--format", choices=CONFIGS, default="next_click", help="the prompt (default next_click)"
+    )
     parser.add_argument("--limit", type=int, default=150, help="dev impressions to score (default 150)")
     parser.add_argument("--steps", type=int, help="training steps (default: as in the YAML)")
     parser.add_argument("--control", action="store_true", help="also train on titles dealt out anew")
@@ -113,8 +119,9 @@ def main() -> None:
         "--update", type=Path, metavar="FILE", help="also put the table between FILE's marks of this --out"
     )
     args = parser.parse_args()
-    if not CONFIG.is_file():
-        raise UserError(f"{CONFIG}: not here; run the demo in the root of the repository")
+    config = CONFIGS[args.format]
+    if not config.is_file():
+        raise UserError(f"{config}: not here; run the demo in the root of the repository")
     if args.update:
         around(args.update, args.out)  # before an hour of work, not after it
 
@@ -124,22 +131,29 @@ def main() -> None:
     # The default run uses the folders that the configs name, any other keeps to its own.
     is_default = args.out == DEFAULT_OUT
     steps = {} if args.steps is None else {"max_steps": args.steps}
+    base_name, tuned_name, control = (
+        f"smollm2-{args.format}-{kind}" for kind in ("base", "lora", "permuted")
+    )
     adapters = {}
-    for name in (TUNED, CONTROL) if args.control else (TUNED,):
-        is_own = not is_default or name == CONTROL
+    for name in (tuned_name, control) if args.control else (tuned_name,):
+        is_own = not is_default or name == control
         folder = args.out / "training" / name
-        build_records(args.data, folder / "data" if is_own else Path("data"), name == CONTROL)
+        build_records(args.data, args.format, folder / "data" if is_own else Path("data"), name == control)
         own = {"dataset_dir": (folder / "data").as_posix(), "output_dir": (folder / "adapter").as_posix()}
-        adapters[name] = train(steps | (own if is_own else {}))
-    tuned = [score(args.data, adapter, args.limit, args.out / name) for name, adapter in adapters.items()]
-    base = score(args.data, None, args.limit, args.out / BASE)
+        adapters[name] = train(config, steps | (own if is_own else {}))
+    tuned = [
+        score(args.data, args.format, adapter, args.limit, args.out / name)
+        for name, adapter in adapters.items()
+    ]
+    base = score(args.data, args.format, None, args.limit, args.out / base_name)
 
     runs = " ".join(str(run) for run in (base, *tuned))
     step("the rows that are always there, and the table", f"python scripts/evaluate.py {runs}")
     simple = compare(
         CompareRequest(args.data, limit=args.limit), ROWS, args.out, lambda names: iter(tqdm(names))
     )
-    table = report(args.data, args.out, [*simple, base, *tuned], adapters)
+    pairs = [(tuned_name, against.name) for against in (base, *tuned[1:])]
+    table = report(args.data, args.out, [*simple, base, *tuned], adapters, pairs)
     print(f"\n{table}\n")
     if args.update:
         update(args.update, args.out, table)
@@ -162,7 +176,9 @@ def update(file: Path, out: Path, table: str) -> None:
     write_text(file, f"{head}```\n{table.strip()}\n```\n{tail}")
 
 
-def report(data: str, out: Path, runs: list[Path], adapters: dict[str, Path]) -> str:
+def report(
+    data: str, out: Path, runs: list[Path], adapters: dict[str, Path], pairs: list[tuple[str, str]]
+) -> str:
     """Write leaderboard.json, leaderboard.md, report.html and the manifest; return the table as text."""
     seconds = {
         name: json.loads((adapter / "train_results.json").read_text(encoding="utf-8"))["train_runtime"]
@@ -170,7 +186,7 @@ def report(data: str, out: Path, runs: list[Path], adapters: dict[str, Path]) ->
     }
     board = reporting.leaderboard(
         runs,
-        pairs=[(TUNED, against) for against in (BASE, CONTROL) if against != CONTROL or CONTROL in adapters],
+        pairs=pairs,
         train_seconds=seconds,
         context={
             "title": "mindlab demo: SmolLM2-135M, base and fine-tuned, beside the simple rows",
@@ -182,7 +198,7 @@ def report(data: str, out: Path, runs: list[Path], adapters: dict[str, Path]) ->
             ],
         },
     )
-    adapter = adapters[TUNED]
+    adapter = adapters[pairs[0][0]]
     reporting.write_leaderboard(out, board, factory.read_loss(adapter))
     shutil.copyfile(adapter / "training_loss.png", out / "training_loss.png")
     write_json(

@@ -1,6 +1,6 @@
 """Score the test cases of a protocol with a language model, base or tuned, into a run folder.
 
-next_click and pointwise score every candidate from log-probabilities. likes_dislikes (protocol seed, the
+next_click, next_topic and pointwise score every candidate from log-probabilities. likes_dislikes (protocol seed, the
 tutorial's) also generates the answer's text. Interrupted? Run the same command again: it goes on.
 
 Examples:
@@ -47,13 +47,15 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="a seeded random choice of that many impressions")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument(
-        "--history", type=int, help="latest titles of a reader to use (next_click 12, pointwise 8)"
+        "--history",
+        type=int,
+        help="latest titles of a reader to use (next_click, next_topic 12, pointwise 8)",
     )
     parser.add_argument(
         "--cutoff-len", type=int, default=1024, help="longest prompt in tokens (default 1024)"
     )
     parser.add_argument(
-        "--per-token", action="store_true", help="next_click: mean instead of sum over tokens"
+        "--per-token", action="store_true", help="next_click, next_topic: mean instead of sum over tokens"
     )
     parser.add_argument("--language", choices=("en", "zh"), default="en")
     parser.add_argument("--engine", default="hf", help="hf: transformers, on a GPU if there is one")

@@ -23,6 +23,7 @@ from mindlab.alpaca import (
     next_click_parts,
     records,
     samples,
+    topics_of,
 )
 from mindlab.errors import UserError
 from mindlab.files import sha256
@@ -33,6 +34,7 @@ from mindlab.prompts import (
     LikesDislikesParts,
     NextClick,
     NextClickParts,
+    NextTopicParts,
     PointwiseParts,
 )
 from mindlab.protocols import seed_splits
@@ -42,14 +44,14 @@ from tests.factory_rows import factory_rows
 from tests.handmade import make_impressions, make_news
 
 SAMPLE = ROOT / "data" / "sample"
-PAIRS = [("seed", "likes_dislikes"), ("dev", "pointwise"), ("dev", "next_click")]
+PAIRS = [("seed", "likes_dislikes"), *(("dev", form) for form in ("pointwise", "next_click", "next_topic"))]
 NAMES = {
     "likes_dislikes": {"mind": "mind_train.json", "mind_test": "mind_test.json"},
     **{
         form: {
             f"mind_dev_{form}_{split}": f"mind_dev_{form}_{split}.json" for split in ("fit", "valid", "train")
         }
-        for form in ("pointwise", "next_click")
+        for form in ("pointwise", "next_click", "next_topic")
     },
 }
 
@@ -141,7 +143,7 @@ def test_entries_manifest_and_record_shape(sample, tmp_path, protocol, form):
             assert list(record) == ["system", "instruction", "input", "output"]
             assert all(isinstance(value, str) for value in record.values())
             assert record["output"]
-        if form != "next_click":
+        if form in ("likes_dislikes", "pointwise"):
             assert {record["output"] for record in rows} == {"Yes.", "No."}
             assert made["records_yes"] == sum(record["output"] == "Yes." for record in rows)
 
@@ -241,11 +243,44 @@ def test_next_click_by_interest_by_hand(monkeypatch):
     assert lists(0) == [["t2", "t3", "t13"], ["t5", "t14", "t7"]]
 
 
+def test_next_topic_by_hand(tmp_path, monkeypatch):
+    monkeypatch.setattr("mindlab.alpaca.NO_HISTORY_SHARE", 0.0)
+    monkeypatch.setattr("mindlab.alpaca.TOPICS_ASKED", 2)
+    mind = a_week(
+        [
+            ("U1", 1, 9, [0, 10], [1, 11, 2], [0, 0, 1]),  # later than the next line: 0 10 3 2
+            ("U1", 0, 5, [0, 10], [3, 4], [1, 0]),
+            ("U2", 0, 7, [], [8, 9], [0, 1]),  # one click: nothing comes before it
+            ("U1", 5, 9, [0, 10], [12, 8], [1, 0]),
+        ]
+    )
+    a, b = (f"{mind.news.category[n]}, {mind.news.subcategory[n]}" for n in (0, 10))
+    assert a != b
+    rows = read(tmp_path, build(mind, BuildOptions("dev", "next_topic", history_length=2), tmp_path))
+    found = {
+        name: sorted((record["input"], record["output"]) for record in records)
+        for name, records in rows.items()
+    }
+    assert found == {
+        "mind_dev_next_topic_fit": [("- t0", b), ("- t0\n- t10", f"{a}\n{a}")],
+        "mind_dev_next_topic_valid": [("- t0", f"{b}\n{b}")],
+        "mind_dev_next_topic_train": [("- t0", f"{b}\n{a}"), ("- t10\n- t3", f"{a}\n{b}")],
+    }
+
+
+def test_a_topic_is_plain_text_too():
+    news = replace(make_news(["t0"]), category=np.array(["<|user|>"]), subcategory=np.array(["[gMASK]"]))
+    assert topics_of(news).tolist() == [neutralise("<|user|>, [gMASK]")] != ["<|user|>, [gMASK]"]
+
+
 def test_a_data_set_without_a_record_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("mindlab.alpaca.NO_HISTORY_SHARE", 0.0)
     mind = a_week([("U1", 0, 5, [0, 10], [3, 12], [1, 0]), ("U2", 5, 5, [1], [4, 5], [1, 0])])
-    with pytest.raises(UserError, match=r"no reader has 3 clicks in one subcategory; .* --interests 0"):
+    with pytest.raises(UserError, match=r"no reader has 3 clicks in one subcategory \(--interests 0 asks"):
         build(mind, BuildOptions("dev", "next_click"), tmp_path)
+    lonely = a_week([("U1", 0, 5, [], [3, 12], [1, 0]), ("U2", 5, 5, [], [4, 5], [1, 0])])
+    with pytest.raises(UserError, match="no reader has two clicks; give more data"):
+        build(lonely, BuildOptions("dev", "next_topic"), tmp_path)
     assert not list(tmp_path.rglob("*.json"))
 
 
@@ -349,8 +384,28 @@ def test_the_control_holds_the_same_titles_in_other_lists(sample, tmp_path):
         return np.mean([a == b for a, b in pairs])
 
     assert share_alike(plain) > 2 * share_alike(control)
-    with pytest.raises(UserError, match="a control of next_click; format pointwise has none"):
+    with pytest.raises(UserError, match="a control of next_click and next_topic; format pointwise has none"):
         build(sample, BuildOptions("dev", "pointwise", permute_titles=True), tmp_path)
+
+
+def test_the_control_of_next_topic_shows_other_readers_titles_for_the_same_topics(sample, tmp_path):
+    made = {}
+    for is_control in (False, True):
+        options = BuildOptions("dev", "next_topic", permute_titles=is_control)
+        made[is_control] = read(tmp_path, build(sample, options, tmp_path))["mind_dev_next_topic_train"]
+    plain, control = ([record["input"].split("\n") for record in made[kind]] for kind in (False, True))
+    assert [record["output"] for record in made[True]] == [record["output"] for record in made[False]]
+    assert [len(lines) for lines in control] == [len(lines) for lines in plain]
+    assert sorted(chain(*plain)) == sorted(chain(*control))
+    category = {f"- {neutralise(t)}": c for t, c in zip(sample.news.title, sample.news.category, strict=True)}
+    category["(none yet)"] = None
+
+    def share_alike(lists):
+        """Return how often the latest title and the next topic are of one category."""
+        pairs = zip(lists, made[False], strict=True)
+        return np.mean([category[lines[-1]] == record["output"].split(",")[0] for lines, record in pairs])
+
+    assert share_alike(plain) > 1.5 * share_alike(control)
 
 
 def test_a_format_brings_its_own_history_length():
@@ -362,8 +417,7 @@ def test_a_format_brings_its_own_history_length():
 def some_parts(sample, titles, protocol, form, n):
     options = BuildOptions(protocol, form, history_length=30, interests=0)
     train = sample.splits["train"].take(np.random.default_rng(1).permutation(3000)[:n])
-    subcategory = sample.news.subcategory.astype(str)
-    return list(samples(train, titles, subcategory, options, np.random.default_rng(2)))[:n]
+    return list(samples(train, sample.news, titles, options, np.random.default_rng(2)))[:n]
 
 
 def n_dropped(form, part, record):
@@ -394,6 +448,9 @@ def test_a_shortened_sample_is_never_cut_and_loses_no_title_too_many(
             assert row["input"].endswith(f'\nWhether the user will like the target news "{part.target}"?')
         elif form == "pointwise":
             assert row["input"].endswith(f"Answer Yes. or No.\n- {part.candidate}")
+        elif form == "next_topic":
+            assert row["output"] == "\n".join(part.topics)
+            assert row["input"].endswith(f"- {part.history[-1]}" if k < len(part.history) else "(none yet)")
         else:
             assert row["output"].endswith(f"- {part.titles[-1]}")
     shortened = [(part, k) for part, k, is_fit in zip(parts, dropped, fits, strict=True) if k and is_fit]
@@ -415,6 +472,7 @@ def test_very_short_and_very_long_titles_are_dropped_one_by_one_too(glm4_chat, f
         titles = rng.choices(words, k=60)
         part = {
             "next_click": NextClickParts(titles),
+            "next_topic": NextTopicParts(titles, ["a, b"]),
             "pointwise": PointwiseParts(titles, "Hi", True),
             "likes_dislikes": LikesDislikesParts(["A"], ["B"], titles, "C", True),
         }[form.name]

@@ -21,8 +21,9 @@ def test_every_config_is_found():
         "news_inference.yaml",
         "train/glm4_9b_chat_lora_sft.yaml",
         "train/smollm2_135m_lora_sft.yaml",
+        "train/smollm2_135m_lora_sft_next_topic.yaml",
     ]
-    assert (len(TRAIN), len(INFER)) == (3, 1)
+    assert (len(TRAIN), len(INFER)) == (4, 1)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

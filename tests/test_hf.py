@@ -9,8 +9,8 @@ import torch
 from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.errors import UserError
 from mindlab.llm.hf import HFEngine
-from mindlab.llm.score import NextClickScorer, YesNoScorer
-from mindlab.prompts import NextClick, NextClickParts, Pointwise, PointwiseParts
+from mindlab.llm.score import NextClickScorer, NextTopicScorer, YesNoScorer
+from mindlab.prompts import NextClick, NextClickParts, NextTopic, NextTopicParts, Pointwise, PointwiseParts
 from tests.factory_rows import factory_rows
 
 TITLES = [
@@ -19,6 +19,13 @@ TITLES = [
     *("'It was never about money': The mayor quits", "12,345.67 votes — so what?", "X", "1"),
     *("Why do cats purr?", '"Never again," she says', "Top 10: the year in pictures!", "新闻：最新消息。"),
 ]
+TOPICS = [
+    "sports, football_nfl",
+    "food, recipes",
+    "finance, markets-500",
+    "天气, 北京",
+    "sports, football",
+] * 3
 HISTORY, CANDIDATES = [0, 1, 2, 3, 11], [4, 5, 7, 6, 8, 9, 10, 12, 13, 14, 2, 0]
 
 
@@ -88,6 +95,14 @@ def pointwise_record(history: list[int], candidate: int, is_click: bool = True) 
 
 def make_scorer(engine, chat, cutoff_len=2000, history_length=8, per_token=False) -> NextClickScorer:
     return NextClickScorer(engine, chat, TITLES, NextClick(), history_length, cutoff_len, per_token)
+
+
+def make_topic_scorer(engine, chat, cutoff_len=2000, history_length=8, per_token=False) -> NextTopicScorer:
+    return NextTopicScorer(engine, chat, TITLES, TOPICS, NextTopic(), history_length, cutoff_len, per_token)
+
+
+def next_topic_record(history: list[int], topics: list[str]) -> dict[str, str]:
+    return NextTopic().record(NextTopicParts([TITLES[n] for n in history], topics))
 
 
 # The engine
@@ -196,6 +211,32 @@ def test_next_click_scores_equal_one_plain_call_per_candidate(both):
     assert np.std(expected) > 0.1
 
 
+def test_next_topic_scores_equal_one_plain_call_per_topic(both):
+    engine, chat = both
+    candidates = CANDIDATES[:5] if chat.name == "glm4" else CANDIDATES[:3]
+
+    def log_prob(history, candidate):
+        """Score the first of two lines of a record, as training has them."""
+        ((ids, labels),) = factory_rows(chat, [next_topic_record(history, [TOPICS[candidate], "x"])])
+        line = chat.tokenizer.encode(f"{TOPICS[candidate]}\n", add_special_tokens=False)
+        begin = labels.count(-100) + (chat.name == "glm4")  # its answers begin with a newline
+        assert ids[begin : begin + len(line)] == line
+        return plain_log_prob(engine.model, ids[:begin], line), len(line)
+
+    with_history, lengths = zip(*(log_prob(HISTORY, n) for n in candidates), strict=True)
+    expected = np.array(with_history) - [log_prob([], n)[0] for n in candidates]
+    scorer = make_topic_scorer(engine, chat)
+    np.testing.assert_allclose(scorer.score(HISTORY, candidates), expected, atol=1e-3)
+    # Again, from the kept no-history terms, and in another order, with a candidate of the same topic.
+    twice = [*candidates[::-1], candidates[0] + 5]
+    found = scorer.score(HISTORY, twice)
+    np.testing.assert_allclose(found, [*expected[::-1], expected[0]], atol=1e-3)
+    assert found[-1] == found[-2]
+    mean = make_topic_scorer(engine, chat, per_token=True).score(HISTORY, candidates)
+    np.testing.assert_allclose(mean, expected / lengths, atol=1e-3)
+    assert np.std(expected) > 0.1
+
+
 def test_yes_no_scores_equal_one_plain_call_per_candidate(both):
     engine, chat = both
     scorer = YesNoScorer(engine, chat)
@@ -250,6 +291,18 @@ def test_next_click_ids_are_llamafactorys_for_every_title(chat):
     assert [ids for ids, _ in factory_rows(chat, records)] == ours
 
 
+def test_next_topic_ids_are_llamafactorys_for_every_topic(chat):
+    scorer = make_topic_scorer(None, chat)
+    histories = (HISTORY, [3], list(range(8)), [])
+    asked = [(history, topic) for history in histories for topic in sorted(set(TOPICS))]
+    records = [next_topic_record(history, [topic, "news, newsus"]) for history, topic in asked]
+    for (history, topic), (ids, labels) in zip(asked, factory_rows(chat, records), strict=True):
+        ours = scorer.prefix(history) + chat.tokenizer.encode(f"{topic}\n", add_special_tokens=False)
+        assert ids[: len(ours)] == ours
+        trained = chat.tokenizer.decode([i for i in labels if i != -100])
+        assert trained.strip("\n").startswith(f"{topic}\nnews, newsus")
+
+
 def test_pointwise_ids_are_llamafactorys_for_every_title(chat):
     scorer = YesNoScorer(None, chat)
     records = [pointwise_record(history, n) for n in range(len(TITLES)) for history in (HISTORY, [n], [])]
@@ -263,9 +316,23 @@ def test_pointwise_ids_are_llamafactorys_for_every_title(chat):
 
 
 def test_an_empty_history_gives_equal_scores(engines, glm4_chat):
-    scorer = make_scorer(engines["glm"], glm4_chat)
-    assert scorer.score([], CANDIDATES).tolist() == [0.0] * len(CANDIDATES)
-    assert len(set(scorer.score(HISTORY, CANDIDATES).tolist())) > 1
+    for make in (make_scorer, make_topic_scorer):
+        scorer = make(engines["glm"], glm4_chat)
+        assert scorer.score([], CANDIDATES).tolist() == [0.0] * len(CANDIDATES)
+        assert len(set(scorer.score(HISTORY, CANDIDATES).tolist())) > 1
+
+
+def test_next_topic_drops_the_oldest_titles_only(chat):
+    longest = max(len(chat.tokenizer.encode(f"{topic}\n", add_special_tokens=False)) for topic in TOPICS)
+    whole = make_topic_scorer(None, chat)
+    n_end = 1 if chat.name == "glm4" else 2
+    for dropped in range(len(HISTORY) + 1):
+        kept = HISTORY[dropped:]
+        just = len(whole.prefix(kept)) + longest + n_end
+        assert make_topic_scorer(None, chat, cutoff_len=just).prefix(HISTORY) == whole.prefix(kept)
+    with pytest.raises(UserError, match="does not hold the question"):
+        make_topic_scorer(None, chat, cutoff_len=just - 1)
+    assert make_topic_scorer(None, chat, history_length=2).prefix(HISTORY) == whole.prefix(HISTORY[-2:])
 
 
 def test_cutoff_len_drops_the_oldest_titles_only_and_no_more_than_needed(chat):

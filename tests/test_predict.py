@@ -187,7 +187,7 @@ def test_other_contents_of_the_same_files_are_another_request(request_of, fake_s
         path.write_bytes(before)
 
 
-@pytest.mark.parametrize("form", ["next_click", "pointwise"])
+@pytest.mark.parametrize("form", ["next_click", "pointwise", "next_topic"])
 @pytest.mark.parametrize("split", ["test", "valid"])
 def test_predictions_carry_labels_that_the_scorer_never_sees(
     request_of, fake_scorer, data, tmp_path, form, split

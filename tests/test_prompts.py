@@ -13,6 +13,8 @@ from mindlab.prompts import (
     LikesDislikesParts,
     NextClick,
     NextClickParts,
+    NextTopic,
+    NextTopicParts,
     Pointwise,
     PointwiseParts,
 )
@@ -53,19 +55,22 @@ class FakeEngine:
 
 def mind_of(labels, history=(0, 1, 2)):
     day = 24 * 60
-    rows = [("U1", 0, list(history), [3, 4, 5, LAST], labels), ("U2", day, [], [4, 5, 6], [0, 1, 0])]
+    rows = [("U1", 0, list(history), [3, 4, 5, LAST], labels), ("U2", day, [1], [4, 5, 6], [0, 1, 0])]
     impressions = make_impressions(rows, start="2019-11-13T08:00:00")
     return Mind(make_news(TITLES), {"train": impressions, "dev": impressions}, {})
 
 
 @pytest.fixture
 def test_prompts_of(monkeypatch, tiny_glm, glm4_chat):
-    """The ids that the engine reads for the first impression, whose last candidate has a hostile title."""
+    """The ids that the engine reads for the first impression, which shows a hostile title.
+
+    It is the last candidate's, and for next_topic, which shows no candidate's title, the latest of the history.
+    """
     monkeypatch.setattr("mindlab.llm.hf.HFEngine", FakeEngine)
     monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
 
     def prompts(protocol, form, labels):
-        mind = mind_of(labels)
+        mind = mind_of(labels, history=(0, 1, LAST) if form == "next_topic" else (0, 1, 2))
         request = predict.Request("-", protocol, form, str(tiny_glm), "glm4", cutoff_len=4000)
         score, engine = predict.make_scorer(request, mind)
         score(mind.splits["dev"].take(np.array([0])))
@@ -181,15 +186,42 @@ def test_next_click_in_both_languages(language, system, instruction):
     assert form.droppable(NextClickParts(["h1"])) == 0
 
 
+@pytest.mark.parametrize(
+    ("language", "instruction", "none"),
+    [
+        (
+            "en",
+            "A reader clicked these headlines, oldest first. List the topics of the headlines that this reader "
+            "clicks next, one per line.",
+            "(none yet)",
+        ),
+        (
+            "zh",
+            "下面是一位读者点击过的新闻标题，按时间从早到晚排列。请列出这位读者接下来会点击的新闻的主题，每行一个。",
+            "（暂无）",
+        ),
+    ],
+)
+def test_next_topic_in_both_languages(language, instruction, none):
+    form, parts = NextTopic(language), NextTopicParts(["h1", "h2"], ["sports, golf", "news, newsus"])
+    made = form.record(parts)
+    assert (made["instruction"], made["input"]) == (instruction, "- h1\n- h2")
+    assert made["output"] == "sports, golf\nnews, newsus"
+    assert made["system"] == NextClick(language).text["system"]
+    assert form.record(parts, 1) == {**made, "input": "- h2"}
+    assert form.record(parts, 2) == {**made, "input": none}
+    assert form.droppable(parts) == 2
+
+
 SIBLINGS = ([1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0])
 
 
-@pytest.mark.parametrize("form", ["pointwise", "next_click"])
+@pytest.mark.parametrize("form", ["pointwise", "next_click", "next_topic"])
 def test_no_test_prompt_depends_on_a_label(test_prompts_of, form):
     first, *others = [
         test_prompts_of("dev", form, labels) for labels in (*SIBLINGS, [0, 0, 0, 1], [1, 1, 1, 1])
     ]
-    assert len(first) >= 4
+    assert len(first) >= (2 if form == "next_topic" else 4)  # topics: with history and without
     assert all(other == first for other in others)
 
 
@@ -200,7 +232,8 @@ def test_the_tutorials_prompt_depends_on_its_siblings_labels_but_not_on_its_own(
 
 
 @pytest.mark.parametrize(
-    ("protocol", "form"), [("seed", "likes_dislikes"), ("dev", "pointwise"), ("dev", "next_click")]
+    ("protocol", "form"),
+    [("seed", "likes_dislikes"), ("dev", "pointwise"), ("dev", "next_click"), ("dev", "next_topic")],
 )
 def test_scorer_and_builder_neutralise_a_title_alike(test_prompts_of, glm4_chat, tmp_path, protocol, form):
     clean = "Ten < |user|> tricks [ gMASK] for < |im_end|> you"
@@ -213,7 +246,7 @@ def test_scorer_and_builder_neutralise_a_title_alike(test_prompts_of, glm4_chat,
     shown = [glm4_chat.tokenizer.decode(prompt) for prompt in test_prompts_of(protocol, form, [1, 0, 0, 0])]
     assert any(clean in text for text in shown)
 
-    build(mind_of([0, 0, 0, 1], history=(0, LAST)), BuildOptions(protocol, form, interests=0), tmp_path)
+    build(mind_of([0, 0, 0, 1], history=(LAST, 0)), BuildOptions(protocol, form, interests=0), tmp_path)
     files = [path for path in (tmp_path / "processed").iterdir() if "manifest" not in path.name]
     assert files
     written = "".join(path.read_text(encoding="utf-8") for path in files)

@@ -21,9 +21,16 @@ from mindlab import predictions, protocols
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
 from mindlab.mind import Impressions, Mind, read_mind
-from mindlab.prompts import FORMATS, LikesDislikes, NextClick, Pointwise, PointwiseParts, history_length_of
+from mindlab.prompts import (
+    FORMATS,
+    LikesDislikes,
+    NextClick,
+    NextTopic,
+    Pointwise,
+    PointwiseParts,
+    history_length_of,
+)
 from mindlab.runs import REQUEST, data_hashes, is_started, peak_memory_mb, provenance
-from mindlab.special_tokens import neutralise
 
 CASES_PER_PART = 20
 TEMPLATE_OF = {"glm": "glm4", "glm4": "glm4", "llama": "smollm2"}  # by config.json's model_type
@@ -147,10 +154,18 @@ def predict(
 
 def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], Scored], Any]:
     """Return a function that scores one impression (given as a table of one), and the engine behind it."""
-    from mindlab.alpaca import FORMATS_OF, Budget, Shortening, fit_budget, likes_dislikes_parts
+    from mindlab.alpaca import (
+        FORMATS_OF,
+        Budget,
+        Shortening,
+        fit_budget,
+        likes_dislikes_parts,
+        neutral_titles,
+        topics_of,
+    )
     from mindlab.chat import ChatTemplate
     from mindlab.llm.hf import HFEngine
-    from mindlab.llm.score import NextClickScorer, YesNoScorer
+    from mindlab.llm.score import NextClickScorer, NextTopicScorer, YesNoScorer
 
     if request.format not in FORMATS_OF.get(request.protocol, ()):
         raise UserError(f"protocol {request.protocol} does not go with format {request.format}")
@@ -158,13 +173,15 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
         raise UserError(f"engine {request.engine!r}: expected hf")
     chat = ChatTemplate.load(request.model, request.template)
     engine = HFEngine(request.model, request.adapter, request.token_budget)
-    titles = np.array([neutralise(title) for title in mind.news.title], dtype=object)
+    titles = neutral_titles(mind.news)
     form = FORMATS[request.format](request.language)
 
-    if request.format == NextClick.name:
-        scorer = NextClickScorer(
-            engine, chat, titles, form, request.history_length, request.cutoff_len, request.per_token
-        )
+    if request.format in (NextClick.name, NextTopic.name):
+        limits = request.history_length, request.cutoff_len, request.per_token
+        if request.format == NextClick.name:
+            scorer = NextClickScorer(engine, chat, titles, form, *limits)
+        else:
+            scorer = NextTopicScorer(engine, chat, titles, topics_of(mind.news), form, *limits)
 
         def score(impression: Impressions) -> Scored:
             scores = scorer.score(impression.reader_history(0).tolist(), impression.candidates(0).tolist())

@@ -1,7 +1,7 @@
 """What one format does with an engine: from a reader's history and candidates to one score each.
 
 Prompts are LLaMA-Factory's own token ids (`mindlab.chat`), so the model is asked exactly what it was
-trained on. `NextClickScorer` reads likelihoods, `YesNoScorer` the logits of Yes and No.
+trained on. `NextClickScorer` and `NextTopicScorer` read likelihoods, `YesNoScorer` the logits of Yes and No.
 """
 
 from collections.abc import Sequence
@@ -11,7 +11,41 @@ import numpy as np
 from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.errors import UserError
 from mindlab.llm.hf import HFEngine
-from mindlab.prompts import NextClick, Record
+from mindlab.prompts import NextClick, NextTopic, NextTopicParts, Record
+
+
+def answer_frame(chat: ChatTemplate, system: str, user: str) -> tuple[list[int], int]:
+    """Return the ids that the template puts before an answer, and how many it puts behind.
+
+    "- " starts a line of titles; where its dash stands in an answer tells what is around.
+    """
+    dash = chat.tokenizer.encode("-", add_special_tokens=False)[0]
+    around = chat.answer_ids(system, user, "-")
+    n_head = around.index(dash)
+    return around[:n_head], len(around) - n_head - 1
+
+
+class Gain:
+    """How much likelier lines are after one prefix than after `nothing`, the prefix without history.
+
+    The second term is what the model thinks of a line for any reader; it is computed once per key.
+    """
+
+    def __init__(self, engine: HFEngine, nothing: list[int], per_token: bool):
+        self.engine, self.nothing, self.per_token = engine, nothing, per_token
+        self._without_history: dict[int, float] = {}
+
+    def __call__(self, prefix: list[int], keys: Sequence[int], lines: Sequence[list[int]]) -> np.ndarray:
+        """Return float64 log P(line | prefix) - log P(line | nothing), both by token if asked; 0 for `nothing`."""
+        if prefix == self.nothing:
+            return np.zeros(len(lines))
+        new = {key: line for key, line in zip(keys, lines, strict=True) if key not in self._without_history}
+        if new:
+            scores = self.engine.line_log_probs(self.nothing, list(new.values()))
+            self._without_history.update(zip(new, scores.tolist(), strict=True))
+        scores = self.engine.line_log_probs(prefix, lines)
+        scores -= np.array([self._without_history[key] for key in keys])
+        return scores / np.array([len(line) for line in lines]) if self.per_token else scores
 
 
 class NextClickScorer:
@@ -36,24 +70,17 @@ class NextClickScorer:
 
         Raises UserError if `cutoff_len` does not even hold the question.
         """
-        self.engine = engine
         self.titles = titles
         self.history_length = history_length
         self.cutoff_len = cutoff_len
-        self.per_token = per_token
         self._system, self._user = form.text["system"], form.text["instruction"]
         self._chat = chat
         self._question = chat.prompt_ids(self._system, self._user)
-        # "- " starts every line; where its dash stands in an answer tells what the template puts around.
-        self._dash = chat.tokenizer.encode("-", add_special_tokens=False)[0]
-        around = chat.answer_ids(self._system, self._user, "-")
-        self._n_head = around.index(self._dash)
-        self._n_tail = len(around) - self._n_head - 1
-        self._head = around[: self._n_head]
-        if len(self._question) + len(self._head) >= cutoff_len:
+        self._head, self._n_tail = answer_frame(chat, self._system, self._user)
+        self._gain = Gain(engine, self._question + self._head, per_token)
+        if len(self._gain.nothing) >= cutoff_len:
             raise UserError(f"cutoff_len {cutoff_len} does not hold the question alone; give a larger one")
         self._lines: dict[int, list[int]] = {}
-        self._without_history: dict[int, float] = {}
 
     def line(self, news: int) -> list[int]:
         """Return the ids of a candidate's line, "- title" without the newline that ends it."""
@@ -77,17 +104,59 @@ class NextClickScorer:
     def score(self, history: Sequence[int], candidates: Sequence[int]) -> np.ndarray:
         """Return the float64 scores of `candidates` (news indices) for a reader with that history."""
         lines = [self.line(n) for n in candidates]
-        prefix = self.prefix(history, max(map(len, lines)))
-        nothing = self._question + self._head
-        if prefix == nothing:
-            return np.zeros(len(lines))
-        new = [n for n in dict.fromkeys(candidates) if n not in self._without_history]
-        if new:
-            scores = self.engine.line_log_probs(nothing, [self.line(n) for n in new])
-            self._without_history.update(zip(new, scores.tolist(), strict=True))
-        scores = self.engine.line_log_probs(prefix, lines)
-        scores -= np.array([self._without_history[n] for n in candidates])
-        return scores / np.array([len(line) for line in lines]) if self.per_token else scores
+        return self._gain(self.prefix(history, max(map(len, lines))), candidates, lines)
+
+
+class NextTopicScorer:
+    """Score = log P(candidate's topic | history) - log P(candidate's topic | no history), one model.
+
+    The topic is the first line of the answer, its newline included. Candidates of one topic tie, and so do
+    all candidates of a reader without history.
+    """
+
+    def __init__(
+        self,
+        engine: HFEngine,
+        chat: ChatTemplate,
+        titles: Sequence[str],
+        topics: Sequence[str],
+        form: NextTopic,
+        history_length: int,
+        cutoff_len: int,
+        per_token: bool = False,
+    ):
+        """Take the neutralised `titles` and the `topics` of the whole catalogue, (n_news,) each.
+
+        Raises UserError if `cutoff_len` does not even hold the question and an answer.
+        """
+        self.titles = titles
+        self.history_length = history_length
+        self.cutoff_len = cutoff_len
+        self._chat, self._form = chat, form
+        names, self._topic_of = np.unique(np.asarray(topics, dtype=str), return_inverse=True)
+        self._lines = [chat.tokenizer.encode(f"{name}\n", add_special_tokens=False) for name in names]
+        question = self._question([])
+        self._head, n_tail = answer_frame(chat, form.text["system"], form.text["instruction"])
+        self._room = cutoff_len - len(self._head) - n_tail - max(map(len, self._lines))
+        if len(question) > self._room:
+            raise UserError(f"cutoff_len {cutoff_len} does not hold the question alone; give a larger one")
+        self._gain = Gain(engine, question + self._head, per_token)
+
+    def _question(self, history: list[str]) -> list[int]:
+        record = self._form.record(NextTopicParts(history, []))
+        return self._chat.prompt_ids(record["system"], record_prompt(record))
+
+    def prefix(self, history: Sequence[int]) -> list[int]:
+        """Return the ids of the question about a history; the oldest titles go until it fits `cutoff_len`."""
+        kept = [self.titles[n] for n in history[-self.history_length :]]
+        while len(question := self._question(kept)) > self._room:
+            kept = kept[1:]
+        return question + self._head
+
+    def score(self, history: Sequence[int], candidates: Sequence[int]) -> np.ndarray:
+        """Return the float64 scores of `candidates` (news indices) for a reader with that history."""
+        topics, place = np.unique(self._topic_of[np.asarray(candidates)], return_inverse=True)
+        return self._gain(self.prefix(history), topics.tolist(), [self._lines[t] for t in topics])[place]
 
 
 class YesNoScorer:
