@@ -131,7 +131,6 @@ class NextTopicScorer:
         """
         self.titles = titles
         self.history_length = history_length
-        self.cutoff_len = cutoff_len
         self._chat, self._form = chat, form
         names, self._topic_of = np.unique(np.asarray(topics, dtype=str), return_inverse=True)
         self._lines = [chat.tokenizer.encode(f"{name}\n", add_special_tokens=False) for name in names]
