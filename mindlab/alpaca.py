@@ -327,10 +327,14 @@ def samples(
         return pointwise_parts(impressions, titles, options.history_length, options.negatives, rng)
     if options.format == NextTopic.name:
         parts = next_topic_parts(impressions, titles, topics_of(news), options.history_length, rng)
-        return permute_titles(parts, "history", rng) if options.permute_titles else parts
-    subcategory = news.subcategory.astype(str)
-    parts = next_click_parts(impressions, titles, options.history_length, rng, subcategory, options.interests)
-    return permute_titles(parts, "titles", rng) if options.permute_titles else parts
+        shown = "history"
+    else:
+        subcategory = news.subcategory.astype(str)
+        parts = next_click_parts(
+            impressions, titles, options.history_length, rng, subcategory, options.interests
+        )
+        shown = "titles"
+    return permute_titles(parts, shown, rng) if options.permute_titles else parts
 
 
 def build(

@@ -22,6 +22,15 @@ def yes_no(is_click: bool) -> str:
     return "Yes." if is_click else "No."
 
 
+def listed(titles: list[str]) -> str:
+    r"""Return titles as every format but the tutorial's lists them.
+
+    >>> listed(["A storm", "A game"])
+    '- A storm\n- A game'
+    """
+    return "\n".join(f"- {title}" for title in titles)
+
+
 @dataclass(frozen=True)
 class LikesDislikesParts:
     """What the tutorial puts into one prompt; `likes` and `dislikes` are siblings of the target."""
@@ -143,9 +152,8 @@ class Pointwise:
 
     def around(self, history: list[str]) -> tuple[str, str]:
         """Return the text of `input` before and after the candidate."""
-        listed = "\n".join(f"- {title}" for title in history) or self.text["no_history"]
         head, _, tail = self.text["input"].partition("{candidate}")
-        return head.format(history=listed), tail
+        return head.format(history=listed(history) or self.text["no_history"]), tail
 
 
 @dataclass(frozen=True)
@@ -188,7 +196,7 @@ class NextClick:
             "system": self.text["system"],
             "instruction": self.text["instruction"],
             "input": "",
-            "output": self.lines(parts.titles[dropped:]).removesuffix("\n"),
+            "output": listed(parts.titles[dropped:]),
         }
 
     @staticmethod
@@ -198,7 +206,7 @@ class NextClick:
         >>> NextClick.lines(["A storm", "A game"])
         '- A storm\n- A game\n'
         """
-        return "".join(f"- {title}\n" for title in titles)
+        return listed(titles) + "\n" * bool(titles)
 
 
 @dataclass(frozen=True)
@@ -241,11 +249,10 @@ class NextTopic:
 
     def record(self, parts: NextTopicParts, dropped: int = 0) -> Record:
         """Return the Alpaca record without the `dropped` oldest history titles."""
-        history = parts.history[dropped:]
         return {
             "system": self.text["system"],
             "instruction": self.text["instruction"],
-            "input": "\n".join(f"- {title}" for title in history) or self.text["no_history"],
+            "input": listed(parts.history[dropped:]) or self.text["no_history"],
             "output": "\n".join(parts.topics),
         }
 
