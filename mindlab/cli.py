@@ -1,6 +1,7 @@
 """What every script shares: one way to end, and a help text that shows its examples."""
 
 import argparse
+import signal
 import sys
 from collections.abc import Callable
 from typing import NoReturn
@@ -17,6 +18,11 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and exit: 0 done, 1 a problem was found, 2 the user's mistake, 130 interrupted."""
+    # A closed terminal or a `kill` would end this process alone and leave the trainer it started running.
+    for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
+        number = getattr(signal, name, None)
+        if number is not None and signal.getsignal(number) is signal.SIG_DFL:  # nohup ignores it: keep that
+            signal.signal(number, interrupt)
     try:
         code = main() or 0
     except UserError as error:
@@ -26,3 +32,8 @@ def run(main: Callable[[], int | None]) -> NoReturn:
         print("interrupted: run the same command again to go on", file=sys.stderr)
         code = 130
     sys.exit(code)
+
+
+def interrupt(number: int, frame: object) -> NoReturn:
+    """Treat a signal as Ctrl-C."""
+    raise KeyboardInterrupt

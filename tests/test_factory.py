@@ -6,6 +6,8 @@ import json
 import os
 import re
 import shutil
+import signal
+import subprocess
 import sys
 import time
 from pathlib import Path
@@ -196,6 +198,26 @@ def test_ctrl_c_ends_the_child_and_what_it_started(tmp_path, monkeypatch, capsys
     assert not is_alive(int(words[1]))
     assert json.loads((out / factory.RECORD).read_text())["finished"] is False
     assert len(factory.read_loss(out)) == 2  # the half-written row is no row
+
+
+@pytest.mark.skipif(not Path("/proc").is_dir(), reason="reads /proc")
+@pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGHUP])
+def test_a_kill_or_a_closed_terminal_ends_the_child_too(tmp_path, number):
+    trainer = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
+    code = (
+        "import os, sys; from pathlib import Path; from mindlab import cli, factory; "
+        f"out = Path({str(tmp_path)!r}); cli.run(lambda: factory.follow({trainer!r}, out, os.environ, out))"
+    )
+    script = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
+    output = tmp_path / factory.OUTPUT
+    deadline = time.monotonic() + 60
+    while not (output.exists() and output.read_text().endswith("\n")) and time.monotonic() < deadline:
+        time.sleep(0.05)
+    pid = int(output.read_text())
+    script.send_signal(number)
+    assert "run the same command again" in script.communicate(timeout=30)[1]
+    assert script.returncode == 130
+    assert not is_alive(pid)
 
 
 def test_a_failed_run_ends_with_the_last_words_of_llamafactory(tmp_path, monkeypatch, capsys):
