@@ -288,12 +288,12 @@ def test_the_template_follows_from_the_model(tiny_glm, tmp_path):
 
 @pytest.fixture
 def run_script(monkeypatch, capsys):
-    """Run scripts/predict.py in this process; return its exit code, stdout and stderr."""
+    """Run a script's main in this process; return its exit code, stdout and stderr."""
     from mindlab import cli
-    from scripts import predict as script
+    from scripts import predict as predict_script
 
-    def run(*words):
-        monkeypatch.setattr(sys, "argv", ["predict.py", *map(str, words)])
+    def run(*words, script=predict_script):
+        monkeypatch.setattr(sys, "argv", [script.__name__, *map(str, words)])
         with pytest.raises(SystemExit) as end:
             cli.run(script.main)
         captured = capsys.readouterr()
@@ -335,3 +335,60 @@ def test_a_users_mistake_ends_in_one_line_and_code_2(
     assert err.count("\n") == 1
     assert message in err
     assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("form", ["next_click", "pointwise"])
+def test_own_headlines_get_the_scores_of_the_same_impression(request_of, data, tmp_path, form):
+    request = request_of(form, limit=3)
+    rows = rows_of(predict.predict(request, tmp_path / "run"))
+    mind = read_mind(data)
+    title_of = dict(zip(mind.news.ids, mind.news.title, strict=True))
+    test = dev_splits(mind)["test"]
+    for case in limit(len(test), 3, request.seed):
+        history = mind.news.title[test.reader_history(case)].tolist()
+        expected = {title_of[row["news_id"]]: row["score"] for row in rows if row["case_id"] == case}
+        ranking = predict.rank_titles(replace(request, data=""), history, list(expected))
+        assert dict(ranking) == pytest.approx(expected, abs=1e-4)
+        assert [score for _, score in ranking] == sorted((score for _, score in ranking), reverse=True)
+
+
+def test_rank_reads_two_files_and_prints_a_ranking(run_script, request_of, tiny_glm, tmp_path):
+    from scripts import rank
+
+    request_of()
+    (tmp_path / "history.txt").write_text(
+        "\ufeff- A storm\n\nA game\n" + "More news\n" * 20, encoding="utf-8"
+    )
+    (tmp_path / "candidates.txt").write_text("A flood\nA match\n", encoding="utf-8")
+    files = ["--history", tmp_path / "history.txt", "--candidates", tmp_path / "candidates.txt"]
+    code, out, err = run_script(*files, "--model", tiny_glm, script=rank)
+    assert code == 0
+    assert sorted(line[15:] for line in out.splitlines()) == ["A flood", "A match"]
+    assert "only the latest 12 of 22 clicks are read" in err
+    code, out, _ = run_script(*files, "--model", tiny_glm, "--json", "--format", "pointwise", script=rank)
+    assert [(row["rank"], row["title"] in ("A flood", "A match")) for row in json.loads(out)] == [
+        (1, True),
+        (2, True),
+    ]
+
+
+@pytest.mark.parametrize(
+    ("history", "candidates", "message"),
+    [
+        (b"", b"A flood", "history.txt: holds no headline"),
+        (b"A game", b" \n", "candidates.txt: holds no headline"),
+        (b"A game", None, "candidates.txt: no such file"),
+        (b"\xff\xfe", b"A flood", "history.txt: not a UTF-8 text file"),
+    ],
+)
+def test_rank_names_the_file_that_is_wrong(run_script, tiny_glm, tmp_path, history, candidates, message):
+    from scripts import rank
+
+    (tmp_path / "history.txt").write_bytes(history)
+    if candidates is not None:
+        (tmp_path / "candidates.txt").write_bytes(candidates)
+    files = ["--history", tmp_path / "history.txt", "--candidates", tmp_path / "candidates.txt"]
+    code, out, err = run_script(*files, "--model", tiny_glm, script=rank)
+    assert (code, out) == (2, "")
+    assert message in err
+    assert err.count("\n") == 1

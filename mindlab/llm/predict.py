@@ -20,7 +20,7 @@ import pyarrow.parquet as pq
 from mindlab import predictions, protocols
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
-from mindlab.mind import Impressions, Mind, read_mind
+from mindlab.mind import Impressions, Mind, News, read_mind
 from mindlab.prompts import (
     FORMATS,
     LikesDislikes,
@@ -150,6 +150,34 @@ def predict(
     )
     shutil.rmtree(parts)
     return out
+
+
+def rank_titles(request: Request, history: list[str], candidates: list[str]) -> list[tuple[str, float]]:
+    """Return `candidates` with their scores for a reader who clicked `history` (oldest first), best first.
+
+    The titles stand for a catalogue of their own; `request.data` is not read. Formats: next_click, pointwise.
+    """
+    titles = np.array([*history, *candidates], dtype=object)
+    blank = np.full(len(titles), "", dtype=object)
+    news = News(
+        np.array([f"N{i}" for i in range(len(titles))], dtype=object), blank, blank, titles, *[blank] * 3
+    )
+    n = len(history)
+    impression = Impressions(
+        ids=np.array([1]),
+        users=np.array(["U1"], dtype=object),
+        times=np.array(["2019-11-15"], dtype="datetime64[s]"),
+        history=np.array([0], dtype=np.int32),
+        history_offsets=np.array([0, n]),
+        history_news=np.arange(n, dtype=np.int32),
+        offsets=np.array([0, len(candidates)]),
+        news=np.arange(n, len(titles), dtype=np.int32),
+        labels=None,
+    )
+    score, _ = make_scorer(request, Mind(news, {"test": impression}, {}))
+    scores = score(impression).scores
+    # A stable sort: what ties stays in the order given.
+    return [(candidates[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
 
 def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], Scored], Any]:
