@@ -79,8 +79,6 @@ def validate(
 def portable(settings: Mapping[str, Any]) -> dict[str, Any]:
     """Return `settings` without what the machine at hand decides, so that the parser judges only the file."""
     kept = {key: value for key, value in settings.items() if key not in MACHINE_KEYS}
-    if kept.pop("predict_with_generate", False):  # the parser demands jieba, nltk and rouge_chinese
-        kept.pop("do_predict", None)
     # bf16 without a GPU raises unless use_cpu; an existing output_dir would be searched for checkpoints.
     return {**kept, "use_cpu": True, "output_dir": "never-made", "resume_from_checkpoint": None}
 
@@ -196,11 +194,13 @@ def train(
     overrides: Mapping[str, Any] | None = None,
     log: Callable[[str], None] = lambda line: None,
     root: str | Path = ".",
+    watch: Callable[[Mapping[str, Any]], None] = lambda row: None,
 ) -> Path:
     """Run ``llamafactory-cli train path key=value...`` in `root`; return the output folder.
 
     A finished run with the same settings and data is not repeated, an interrupted one goes on from its last
-    checkpoint. Draws a progress bar on stderr; LLaMA-Factory's own words go to train_output.txt. Raises
+    checkpoint. Draws a progress bar on stderr; LLaMA-Factory's own words go to train_output.txt. `watch` is
+    called with every row of trainer_log.jsonl as it is written; what it raises ends the training. Raises
     `UserError` for an invalid YAML, an output folder of another run, and a run that fails.
     """
     root = Path(root)
@@ -219,7 +219,7 @@ def train(
     run = [*command(), "train", str(path.resolve()), *map(argument, (overrides or {}).items())]
     # With true, LLaMA-Factory would start anew among the old checkpoints; resuming is ours to offer.
     run.append("overwrite_output_dir=false")
-    code = follow(run, out, environment(settings, root), root)
+    code = follow(run, out, environment(settings, root), root, watch)
     if code != 0:
         raise UserError(f"{path}: LLaMA-Factory ended with exit code {code}; {failure(out / OUTPUT)}")
     if not has_weights(out):
@@ -303,7 +303,13 @@ def environment(settings: Mapping[str, Any], root: Path) -> dict[str, str]:
     return env
 
 
-def follow(run: list[str], out: Path, env: Mapping[str, str], root: Path) -> int:
+def follow(
+    run: list[str],
+    out: Path,
+    env: Mapping[str, str],
+    root: Path,
+    watch: Callable[[Mapping[str, Any]], None] = lambda row: None,
+) -> int:
     """Run a training command, drawing a bar from its trainer_log.jsonl; return its exit code.
 
     However this function is left, the child and everything it started has ended.
@@ -337,6 +343,7 @@ def follow(run: list[str], out: Path, env: Mapping[str, str], root: Path) -> int
                 rows, seen = read_rows(losses, seen)
                 for row in rows:
                     show(bar, row)
+                    watch(row)
         finally:
             stop(child)
     return child.returncode

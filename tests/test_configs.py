@@ -12,18 +12,25 @@ from mindlab.errors import UserError
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
 TRAIN = [path for path in CONFIGS if "output_dir" in factory.load(path)]
-INFER = [path for path in CONFIGS if "infer_backend" in factory.load(path)]
+CHAT = [path for path in CONFIGS if "infer_backend" in factory.load(path)]
+EXPORT = [path for path in CONFIGS if "export_dir" in factory.load(path)]
 
 
 def test_every_config_is_found():
     assert [path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS] == [
+        *(f"export/glm4_9b_{name}_lora_merge.yaml" for name in ("0414", "chat")),
+        *(
+            f"infer/glm4_9b_{name}_lora_{verb}.yaml"
+            for name in ("0414", "chat")
+            for verb in ("chat", "predict")
+        ),
         "new_train.yaml",
         "news_inference.yaml",
-        "train/glm4_9b_chat_lora_sft.yaml",
+        *(f"train/glm4_9b_{name}_{kind}_sft.yaml" for name in ("0414", "chat") for kind in ("lora", "qlora")),
         "train/smollm2_135m_lora_sft.yaml",
         "train/smollm2_135m_lora_sft_next_topic.yaml",
     ]
-    assert (len(TRAIN), len(INFER)) == (4, 1)
+    assert (len(TRAIN), len(CHAT), len(EXPORT)) == (9, 3, 2)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -98,7 +105,7 @@ def test_the_tutorials_pair_agrees():
 def test_model_and_template_belong_together():
     for path in CONFIGS:
         settings = factory.load(path)
-        expected = "glm4" if "glm-4" in settings["model_name_or_path"] else "smollm2"
+        expected = "glm4" if "glm-4" in settings["model_name_or_path"].lower() else "smollm2"
         assert settings["template"] == expected, path
 
 

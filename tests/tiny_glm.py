@@ -1,6 +1,6 @@
 """Build a random GLM-4 of 0.3 MB on the spot, so that the GLM-4 YAML itself runs on a CPU in seconds.
 
-Native architecture (`glm`, what zai-org/glm-4-9b-chat-hf is) and a tokenizer of GLM-4's design: byte-level
+Native architectures (`glm`, what zai-org/glm-4-9b-chat-hf is, or `glm4`, GLM-4-9B-0414) and a tokenizer of GLM-4's design: byte-level
 BPE with its split pattern, its special tokens behind the vocabulary, the prefix [gMASK]<sop>, its end ids.
 LLaMA-Factory's template `glm4` therefore adds no token.
 """
@@ -39,14 +39,15 @@ RECORDS = [
 ]
 
 
-def build(folder: str | Path, texts: Iterable[str] = (), seed: int = 0) -> Path:
+def build(folder: str | Path, texts: Iterable[str] = (), seed: int = 0, kind: str = "glm") -> Path:
     """Write model and tokenizer into `folder`; the tokenizer is trained on RECORDS and `texts`."""
     import torch
-    from transformers import GenerationConfig, GlmConfig, GlmForCausalLM
+    from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
     tokenizer = build_tokenizer([*(text for record in RECORDS for text in record.values()), *texts])
     end_ids = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|user|>", "<|observation|>"])
-    config = GlmConfig(
+    config = AutoConfig.for_model(
+        kind,
         vocab_size=(len(tokenizer) + 63) // 64 * 64,
         hidden_size=64,
         intermediate_size=128,
@@ -63,7 +64,7 @@ def build(folder: str | Path, texts: Iterable[str] = (), seed: int = 0) -> Path:
     )
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        model = GlmForCausalLM(config).to(torch.bfloat16)
+        model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     model.generation_config = GenerationConfig(eos_token_id=end_ids, pad_token_id=end_ids[0])
     model.save_pretrained(folder)
     tokenizer.save_pretrained(folder)
