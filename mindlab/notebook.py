@@ -5,6 +5,7 @@ People edit the percent twin ``notebooks/src/NAME.py``; ``notebooks/NAME.ipynb``
 """
 
 import ast
+import io
 import os
 import platform
 import re
@@ -59,6 +60,43 @@ def bar(items: Iterable[Any], done: int, total: int) -> Iterator[Any]:
     from tqdm import tqdm
 
     return iter(tqdm(items, initial=done, total=total, unit=" impressions", file=sys.stderr))
+
+
+class LossCurve:
+    """A training loss that redraws itself in a notebook; give it to `mindlab.factory.train` as `watch`.
+
+    With `stop_at` it does at that step what the stop button does, once.
+    """
+
+    def __init__(self, stop_at: int | None = None):
+        from IPython.display import display
+
+        self.stop_at = stop_at
+        self._losses: dict[int, float] = {}
+        self._display = display(self._draw(), display_id=True)
+
+    def __call__(self, row: Mapping[str, Any]) -> None:
+        """Take one row of trainer_log.jsonl, and show it."""
+        if "loss" in row:
+            self._losses[row["current_steps"]] = row["loss"]
+            self._display.update(self._draw())
+        if row["current_steps"] == self.stop_at:
+            self.stop_at = None
+            raise KeyboardInterrupt
+
+    def _draw(self) -> Any:
+        from IPython.display import Image
+        from matplotlib.figure import Figure
+
+        # Not pyplot: it would keep every figure, and show each a second time at the end of the cell.
+        figure = Figure(figsize=(7, 2.6), layout="constrained", dpi=80)
+        axes = figure.subplots()
+        axes.plot(list(self._losses), list(self._losses.values()), marker=".")
+        axes.set(xlabel="step", ylabel="training loss")
+        axes.grid(alpha=0.3)
+        png = io.BytesIO()
+        figure.savefig(png, format="png")
+        return Image(png.getvalue())
 
 
 def twins(names: Iterable[str] = (), folder: Path = NOTEBOOKS) -> list[Path]:

@@ -17,7 +17,10 @@ from mindlab.recommenders.leak_rule import leak_rule
 from mindlab.statistics import MINDSMALL, describe, table
 from tests.conftest import ROOT
 
-DOCS = ("README.md", "data/README.md", "configs/README.md", "docs/recipe.md")
+DOCS = (
+    *("README.md", "README_zh.md", "data/README.md", "configs/README.md"),
+    *("docs/recipe.md", "docs/teaching.md", "docs/troubleshooting.md"),
+)
 SHELL = re.compile(r"^(?:python |llamafactory-cli |pytest |make )")
 
 
@@ -37,12 +40,24 @@ def commands(text):
     return [line for line in code(text) if SHELL.match(line)]
 
 
+def anchors(text):
+    """Return the anchors that GitHub gives the headings of a Markdown text."""
+    heads = re.findall(r"^#+ (.+)$", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    return {re.sub(r"[^\w\- ]", "", head.lower()).strip().replace(" ", "-") for head in heads}
+
+
 def dead_links(text, folder):
-    """Return the relative links of a Markdown text that lead nowhere."""
-    links = re.findall(r"\]\(([^)\s]+)\)", text)
-    return [
-        link for link in links if not re.match(r"\w+:|#", link) and not (folder / link.split("#")[0]).exists()
-    ]
+    """Return the relative links of a Markdown text that lead nowhere, to no file or to no heading of one."""
+    found = []
+    for link in re.findall(r"\]\(([^)\s]+)\)", text):
+        path, _, anchor = link.partition("#")
+        file = folder / path
+        if re.match(r"\w+:", link):
+            continue
+        target = file.read_text(encoding="utf-8") if path and file.is_file() else text
+        if (path and not file.exists()) or (anchor and anchor not in anchors(target)):
+            found.append(link)
+    return found
 
 
 class Caught(Exception):
@@ -96,6 +111,24 @@ def wrong_command(line):
     return ""
 
 
+def outline(text):
+    """Return the levels of a Markdown text's headings, in order."""
+    return [
+        len(marks)
+        for marks in re.findall(r"^(#+) ", re.sub(r"^```.*?^```", "", text, flags=re.M | re.S), re.M)
+    ]
+
+
+def mirror_faults(text, mirror):
+    """Return in what two READMEs differ that should not: headings, commands, links."""
+    faults = []
+    if outline(text) != outline(mirror):
+        faults.append(f"headings: {outline(text)} and {outline(mirror)}")
+    faults += sorted(set(commands(text)) ^ set(commands(mirror)))
+    links = [set(re.findall(r"\]\(([^)\s]+)\)", one)) for one in (text, mirror)]
+    return faults + sorted(link for link in links[0] ^ links[1] if "README" not in link)
+
+
 def missing_paths(text):
     """Return the paths of the tree under "## Tree" that do not exist."""
     block = re.search(r"^## Tree\n+```\n(.*?)^```", text, re.MULTILINE | re.DOTALL)[1]
@@ -128,6 +161,10 @@ def test_the_readme_has_its_commands():
 
 def test_the_tree_exists():
     assert missing_paths(read("README.md")) == []
+
+
+def test_the_chinese_readme_mirrors_the_english_one():
+    assert mirror_faults(read("README.md"), read("README_zh.md")) == []
 
 
 @pytest.mark.parametrize("name", DOCS)
@@ -208,7 +245,10 @@ def test_describe_counts_by_hand(tmp_path):
 
 
 def test_the_gates_can_fail():
-    assert dead_links("[a](nowhere.md) [b](https://x.org) [c](#d)", ROOT) == ["nowhere.md"]
+    links = (
+        "[a](nowhere.md) [b](https://x.org) [c](#d) [e](#it-is-here) [f](README.md#tree) [g](README.md#no)"
+    )
+    assert dead_links(f"## It is *here*\n{links}", ROOT) == ["nowhere.md", "#d", "README.md#no"]
     assert wrong_command("python scripts/no_such.py")
     assert wrong_command("python scripts/predict.py --no-such-flag x")
     assert wrong_command("python scripts/build_dataset.py --data data/sample")  # required ones are missing
@@ -219,6 +259,12 @@ def test_the_gates_can_fail():
     assert wrong_command("llamafactory-cli train configs/new_train.yaml max_steps")
     assert unknown_overrides("llamafactory-cli train configs/new_train.yaml max_step=3 bf16=false") == [
         "max_step=3"
+    ]
+    assert mirror_faults("# A\n`make demo`\n", "# 甲\n`make test`\n[乙](b.md)\n## 丙\n") == [
+        "headings: [1] and [1, 2]",
+        "make demo",
+        "make test",
+        "b.md",
     ]
     listing = "\n".join(["mindlab/mind.py  x"] * 21 + ["mindlab/no_such.py  x"])
     assert missing_paths(f"## Tree\n\n```\n{listing}\n```\n") == ["mindlab/no_such.py"]

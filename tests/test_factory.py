@@ -180,14 +180,17 @@ def test_ctrl_c_ends_the_child_and_what_it_started(tmp_path, monkeypatch, capsys
     overrides = fake(tmp_path, monkeypatch, SLOW)
     out = Path(overrides["output_dir"])
 
-    def interrupt(bar, row):
+    seen = []
+
+    def interrupt(row):
+        seen.append(row["current_steps"])
         if row["current_steps"] == 2:
             raise KeyboardInterrupt
 
-    monkeypatch.setattr(factory, "show", interrupt)
     started = time.monotonic()
     with pytest.raises(KeyboardInterrupt):
-        factory.train(YAML, overrides, root=ROOT)
+        factory.train(YAML, overrides, root=ROOT, watch=interrupt)
+    assert seen == [1, 2]
     assert time.monotonic() - started < 30
     words = (out / factory.OUTPUT).read_text().split()
     assert "overwrite_output_dir=false" in words

@@ -262,3 +262,22 @@ def test_the_script_ends_as_it_should(arguments, code, message):
     assert run.returncode == code, run.stderr
     assert message in run.stderr
     assert "Traceback" not in run.stderr
+
+
+def test_the_loss_curve_redraws_itself_and_can_stop_once(monkeypatch):
+    shown = []
+
+    class Handle:
+        def update(self, image):
+            shown.append(image)
+
+    monkeypatch.setattr("IPython.display.display", lambda image, display_id: shown.append(image) or Handle())
+    curve = notebook.LossCurve(stop_at=2)
+    curve({"current_steps": 1, "loss": 3.0})
+    with pytest.raises(KeyboardInterrupt):
+        curve({"current_steps": 2, "loss": 2.0})
+    curve({"current_steps": 2, "loss": 2.1})  # a resumed run logs the step again
+    curve({"current_steps": 3})  # the last row of a log has no loss
+    assert len(shown) == 4
+    assert len({image.data for image in shown}) == 4
+    assert all(image.data.startswith(b"\x89PNG") for image in shown)

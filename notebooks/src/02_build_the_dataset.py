@@ -4,7 +4,8 @@
 # - **Reads**: `data/sample` (synthetic MIND) and the tokenizer in `models/smollm2-135m`
 # - **Writes**: `data/processed/*.json`, their entries in `data/dataset_info.json`, two manifests
 # - **Time on the sample**: about a minute. **Hardware**: any CPU
-# - **Previous**: `make demo`, once. **Next**: [04 Predict and score](04_predict_and_score.ipynb)
+# - **Previous**: [01 Explore MIND](01_explore_mind.ipynb). **Next**: [03 Fine-tune with
+#   LLaMA-Factory](03_finetune_with_llamafactory.ipynb)
 #
 # You will be able to
 # 1. read an impression of MIND and say what can go wrong in reading it;
@@ -110,7 +111,7 @@ assert set(as_written.title.str.replace("\u200b", "")) <= set(news.title), "a ti
 # ## 3 How does an impression become a training sample?
 #
 # A sample is an Alpaca record: `system`, `instruction`, `input`, `output`. LLaMA-Factory trains the model
-# to write `output`. A **prompt format** decides what goes where; there are three so far. The tutorial's
+# to write `output`. A **prompt format** decides what goes where; here are three of them. The tutorial's
 # is `likes_dislikes`: the last candidate is the target, the others are in the prompt **with their
 # labels**.
 
@@ -309,6 +310,5 @@ made = {
 display(pd.DataFrame(made, index=list(files)))
 
 # %% [markdown]
-# The same data, seed and versions give the same bytes, so your hashes are these. Train on them with
-# `llamafactory-cli train` (the commands are in [README.md](../README.md)), then go on with [04 Predict
-# and score](04_predict_and_score.ipynb).
+# The same data, seed and versions give the same bytes, so your hashes are these. Train on them:
+# [03 Fine-tune with LLaMA-Factory](03_finetune_with_llamafactory.ipynb).

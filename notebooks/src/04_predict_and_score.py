@@ -4,8 +4,8 @@
 # - **Reads**: `data/sample` (synthetic MIND), `models/smollm2-135m`, and an adapter if you name one
 # - **Writes**: run folders under `runs/notebook_04`: predictions and a manifest each
 # - **Time on the sample**: a few minutes. **Hardware**: two CPU cores
-# - **Previous**: [02 Build the dataset](02_build_the_dataset.ipynb). **Next**: your own run, with the
-#   commands in [README.md](../README.md)
+# - **Previous**: [03 Fine-tune with LLaMA-Factory](03_finetune_with_llamafactory.ipynb). **Next**: your own
+#   run, with the commands in [README.md](../README.md)
 #
 # You will be able to
 # 1. measure the tutorial's accuracy, and name the two answers that know nothing about news and must stand
@@ -289,5 +289,4 @@ files = {
 display(pd.DataFrame(files, index=list(made)))
 
 # %% [markdown]
-# Next: train the adapter ([README.md](../README.md)), and run this notebook again with its path in
-# `dev_adapter`.
+# Next: run this notebook again with the adapter of notebook 03 in `dev_adapter`.
