@@ -98,7 +98,10 @@ def fetch(
     if path.exists():
         log(f"{path}: already here")
         return path
-    out.mkdir(parents=True, exist_ok=True)
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made a folder ({error.strerror}); give another") from None
     part = out / f"{name}.part"
     with bars(name) as bar:
         expected = _transfer(route, name, part, log, bar)

@@ -10,6 +10,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from mindlab import notebook
 from mindlab.metrics import answer_metrics
 from mindlab.mind import read_mind
 from mindlab.protocols import seed_splits
@@ -145,6 +146,13 @@ def block(text, name):
 @pytest.mark.parametrize("name", DOCS)
 def test_links_resolve(name):
     assert dead_links(read(name), (ROOT / name).parent) == []
+
+
+@pytest.mark.parametrize("path", notebook.twins(), ids=lambda path: path.stem)
+def test_links_of_notebooks_resolve(path):
+    book = notebook.convert(path)
+    texts = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
+    assert dead_links("\n".join(texts), notebook.NOTEBOOKS) == []
 
 
 @pytest.mark.parametrize("name", DOCS)

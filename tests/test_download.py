@@ -216,6 +216,12 @@ def test_no_server_and_no_such_host(tmp_path):
         fetch(NAME, tmp_path, Route("http://nowhere.invalid/"))
 
 
+def test_a_file_in_the_way_is_named(server, tmp_path):
+    (tmp_path / "taken").write_text("x")
+    with pytest.raises(UserError, match="taken: cannot be made a folder"):
+        fetch(NAME, tmp_path / "taken", Route(f"{server.at}/ok/"))
+
+
 def run(*arguments: object, **env: str) -> subprocess.CompletedProcess:
     command = [sys.executable, ROOT / "scripts" / "download_mind.py", *map(str, arguments)]
     return subprocess.run(
