@@ -4,6 +4,8 @@ import argparse
 import importlib.util
 import re
 import shlex
+import subprocess
+import sys
 from functools import cache
 from pathlib import Path
 
@@ -153,6 +155,17 @@ def test_links_of_notebooks_resolve(path):
     book = notebook.convert(path)
     texts = [cell.source for cell in book.cells if cell.cell_type == "markdown"]
     assert dead_links("\n".join(texts), notebook.NOTEBOOKS) == []
+
+
+def test_the_handout_command_of_the_lecturers_takes_the_solutions_out(tmp_path):
+    line = next(line for line in code(read("docs/teaching.md")) if line.startswith("jupyter nbconvert"))
+    options = shlex.split(line)[1:-3]
+    assert shlex.split(line)[-3:] == ["--output-dir", "handout", "notebooks/*.ipynb"]
+    path = notebook.NOTEBOOKS / "02_build_the_dataset.ipynb"
+    command = [sys.executable, "-m", "jupyter", *options, "--output-dir", str(tmp_path), str(path)]
+    subprocess.run(command, check=True, capture_output=True)
+    counts = [one.read_text(encoding="utf-8").count('"solution"') for one in (path, tmp_path / path.name)]
+    assert counts == [3, 0]
 
 
 @pytest.mark.parametrize("name", DOCS)
