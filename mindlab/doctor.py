@@ -142,15 +142,12 @@ def _compare(split: str, found: dict[str, Any], size: str) -> list[Finding]:
 
 
 def _examine_split(split: str, rows: Impressions, counts: dict[str, Any], odd: str) -> list[Finding]:
-    first, last = (
-        str(day)
-        for day in (rows.times.min().astype("datetime64[D]"), rows.times.max().astype("datetime64[D]"))
-    )
+    days = rows.times.astype("datetime64[D]")
     clicks = "no labels" if rows.labels is None else f"{counts['clicks']:,} clicks"
     findings = [
         Finding(
             "ok",
-            f"{split}: {counts['impressions']:,} impressions of {counts['users']:,} users, {first} to {last}, "
+            f"{split}: {counts['impressions']:,} impressions of {counts['users']:,} users, {days.min()} to {days.max()}, "
             f"{counts['candidates']:,} candidates, {clicks}, {counts['news_rows']:,} news",
         )
     ]

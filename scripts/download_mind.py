@@ -5,7 +5,7 @@ https://msnews.github.io/, log in at https://huggingface.co/datasets/yjw1029/MIN
 Then give this machine your token, once: `hf auth login`, or HF_TOKEN in the environment.
 
   python scripts/download_mind.py --size small --out data/raw/MINDsmall
-      MINDsmall, 84 MB in two zips, which need no unpacking; large: 636 MB without its test split
+      MINDsmall, 84 MB in two zips, which need no unpacking; large: 635 MB without its test split
   python scripts/download_mind.py --check data/raw/MINDsmall
       is it whole, is it MIND, is it one size: a line for each fault, with what to do; exit code 1 if any
   python scripts/download_mind.py --size demo --out data/raw/MINDdemo --from recommenders
