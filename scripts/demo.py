@@ -6,13 +6,17 @@ and puts them beside the rows that need no model. Each step first prints the com
 What is done already is skipped; after Ctrl-C run the same command again. --format next_topic does the
 same with that prompt and its own config.
 
+--keep copies what another person needs to check and use the run: its tables, manifests and loss, what the
+models predicted, and an adapter that is small enough. --update puts the table where a Markdown file has the
+marks of that copy.
+
 With --control it also trains on the same titles dealt out to random readers: what that model gains over
 the base is knowledge of how headlines and answers read, not of who reads what.
 
 Examples:
   make demo
-  python scripts/demo.py --update README.md                       (what made the README's table)
-  python scripts/demo.py --format next_topic --limit 600 --control --out runs/recipe/sample --update docs/recipe.md
+  python scripts/demo.py --keep data/reference_runs/demo --update README.md     (what made the README's table)
+  python scripts/demo.py --format next_topic --limit 600 --control --out runs/recipe/sample
   python scripts/demo.py --limit 20 --steps 2 --out runs/try      (a quick look, not a result)
 """
 
@@ -43,6 +47,9 @@ CONFIGS = {
 MODEL = f"models/{embedded_model.NAME}"
 TEMPLATE = "smollm2"
 DEFAULT_OUT = Path("runs/demo")
+KEPT = ("leaderboard.json", "leaderboard.md", "manifest.json", "training_loss.png")
+KEPT_OF_ADAPTER = ("adapter_config.json", factory.RECORD, factory.LOSSES, "train_results.json")
+LARGEST_KEPT = 5_000_000  # bytes of an adapter's weights: what a repository should carry
 ROWS = ["random", "popularity", "popularity-streaming", "category", "tfidf", "oracle"]
 
 
@@ -115,15 +122,18 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps (default: as in the YAML)")
     parser.add_argument("--control", action="store_true", help="also train on titles dealt out anew")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="also copy the run's results to DIR")
     parser.add_argument(
-        "--update", type=Path, metavar="FILE", help="also put the table between FILE's marks of this --out"
+        "--update", type=Path, metavar="FILE", help="also put the table between FILE's marks of DIR"
     )
     args = parser.parse_args()
     config = CONFIGS[args.format]
     if not config.is_file():
         raise UserError(f"{config}: not here; run the demo in the root of the repository")
+    if args.update and not args.keep:
+        raise UserError("--update needs --keep: a table in a document stands beside what it was made from")
     if args.update:
-        around(args.update, args.out)  # before an hour of work, not after it
+        around(args.update, args.keep)  # before an hour of work, not after it
 
     step("the embedded model", f"python scripts/get_model.py {embedded_model.NAME}")
     embedded_model.build(MODEL, say)
@@ -155,14 +165,34 @@ def main() -> None:
     pairs = [(tuned_name, against.name) for against in (base, *tuned[1:])]
     table = report(args.data, args.out, [*simple, base, *tuned], adapters, pairs)
     print(f"\n{table}\n")
+    if args.keep:
+        keep(args.out, args.keep, [base, *tuned], adapters)
     if args.update:
-        update(args.update, args.out, table)
+        update(args.update, args.keep, table)
     print(args.out / "report.html")
 
 
-def around(file: Path, out: Path) -> tuple[str, str]:
-    """Return what stands before and after the table of the run folder `out` in a Markdown file, marks included."""
-    first, last = f"<!-- {out.as_posix()} -->\n", f"<!-- /{out.as_posix()} -->"
+def keep(out: Path, folder: Path, runs: list[Path], adapters: dict[str, Path]) -> None:
+    """Copy the results of a run, with the predictions of `runs` alone: the simple rows take seconds to make."""
+    files = {out / name: folder / name for name in KEPT}
+    for run in runs:
+        files |= {run / name: folder / run.name / name for name in ("manifest.json", "predictions.parquet")}
+    for name, adapter in adapters.items():
+        weights = adapter / "adapter_model.safetensors"
+        size = weights.stat().st_size
+        is_small = size <= LARGEST_KEPT
+        kept = [*KEPT_OF_ADAPTER, *([weights.name] if is_small else [])]
+        files |= {adapter / file: folder / name / "adapter" / file for file in kept}
+        if not is_small:
+            say(f"the weights of {name} stay behind: {size / 1e6:.1f} MB, more than {LARGEST_KEPT / 1e6:.0f}")
+    for source, target in files.items():
+        target.parent.mkdir(parents=True, exist_ok=True)
+        shutil.copyfile(source, target)
+
+
+def around(file: Path, folder: Path) -> tuple[str, str]:
+    """Return what stands before and after the table of `folder` in a Markdown file, marks included."""
+    first, last = f"<!-- {folder.as_posix()} -->\n", f"<!-- /{folder.as_posix()} -->"
     head, begin, rest = file.read_text(encoding="utf-8").partition(first)
     _, end, tail = rest.partition(last)
     if not (begin and end):
@@ -170,9 +200,9 @@ def around(file: Path, out: Path) -> tuple[str, str]:
     return head + begin, end + tail
 
 
-def update(file: Path, out: Path, table: str) -> None:
-    """Replace what stands between a Markdown file's marks of the run folder `out`."""
-    head, tail = around(file, out)
+def update(file: Path, folder: Path, table: str) -> None:
+    """Replace what stands between a Markdown file's marks of `folder`."""
+    head, tail = around(file, folder)
     write_text(file, f"{head}```\n{table.strip()}\n```\n{tail}")
 
 
