@@ -7,7 +7,7 @@ only differences between headlines mean something. With --format pointwise it is
 Examples:
   python scripts/rank.py --history history.txt --candidates candidates.txt --model models/smollm2-135m
   python scripts/rank.py --history history.txt --candidates candidates.txt --model models/smollm2-135m \\
-      --adapter saves/smollm2-135m/lora/next_click
+      --adapter data/reference_runs/demo/smollm2-next_click-lora/adapter
   python scripts/rank.py --history history.txt --candidates candidates.txt --model models/smollm2-135m --json
 """
 

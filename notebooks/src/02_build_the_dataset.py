@@ -27,7 +27,6 @@ from mindlab.mind import NEWS_COLUMNS, read_mind
 from mindlab.notebook import setup
 from mindlab.prompts import FORMATS, LikesDislikes
 from mindlab.runs import data_hashes
-from mindlab.special_tokens import neutralise
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -116,7 +115,7 @@ assert set(as_written.title.str.replace("\u200b", "")) <= set(news.title), "a ti
 # labels**.
 
 # %%
-titles = np.array([neutralise(title) for title in news.title], dtype=object)
+titles = alpaca.neutral_titles(news)
 one = train.take(np.array([row]))
 tutorial = FORMATS["likes_dislikes"]()
 parts = next(alpaca.likes_dislikes_parts(one, titles))
