@@ -8,10 +8,12 @@ import pytest
 from handmade import make_impressions, make_news, random_impressions
 
 from mindlab.errors import UserError
-from mindlab.recommenders import SIMPLE, make_recommender
-from mindlab.recommenders.base import Recommender, score_without_labels
+from mindlab.metrics import ranking_metrics
+from mindlab.recommenders import NEURAL, SIMPLE, make_recommender
+from mindlab.recommenders.base import Recommender, history_share, score_without_labels
 from mindlab.recommenders.category import CategoryShare
 from mindlab.recommenders.chance import Random
+from mindlab.recommenders.freshness import Freshness
 from mindlab.recommenders.leak_rule import always_no, leak_rule
 from mindlab.recommenders.oracle import FILE_NAME, Oracle
 from mindlab.recommenders.past import PastLog
@@ -122,6 +124,54 @@ class TestPastLog:
         for half_life in (None, 3.0):
             assert [c.tolist() for c in EMPTY_PAST.counts([1], [THREE.times[0]], half_life)] == [[0.0], [0.0]]
 
+    def test_ages_count_from_the_first_exposure_before(self):
+        log = PastLog(THREE)
+        hour = np.timedelta64(1, "h")
+        ages = log.age_hours([1, 3, 0, 2], np.repeat(THREE.times[2], 4))  # 20 minutes after the first
+        assert ages[:2] == pytest.approx([20 / 60, 10 / 60])
+        assert np.isnan(ages[2])  # never shown
+        assert ages[3] == pytest.approx(20 / 60)
+        assert np.isnan(log.age_hours([1], [THREE.times[0]])[0])  # shown now, not before
+        assert log.age_hours([4], [THREE.times[2] + hour]) == pytest.approx([80 / 60])
+        assert np.isnan(EMPTY_PAST.age_hours([1], [THREE.times[0]])[0])
+
+    def test_the_past_of_a_group_is_that_of_its_news(self):
+        rng = np.random.default_rng(4)
+        log_of = random_impressions(rng)
+        group = rng.integers(0, 5, 40)
+        grouped = replace(log_of, news=group[log_of.news].astype(np.int32))
+        asked = rng.integers(0, 5, 100), log_of.times[rng.integers(0, len(log_of), 100)]
+        for half_life in (None, 2.0):
+            found = PastLog(log_of).by(group).counts(*asked, half_life)
+            assert np.allclose(found, PastLog(grouped).counts(*asked, half_life), rtol=1e-12)
+        assert found[1].max() > 10
+
+
+@pytest.mark.parametrize("name", ["popularity-streaming", "freshness", "lightgbm"])
+def test_nothing_from_the_future(name):
+    """Everything at or after a moment is replaced: scores before it stay bit-equal. A click before it counts."""
+    rng = np.random.default_rng(7)
+    train, test = random_impressions(rng), random_impressions(rng)
+    test = replace(test, times=test.times + np.timedelta64(1, "D"))
+    news = make_news([f"{i % 5} words {i}" for i in range(40)], [f"c{i % 4}" for i in range(40)])
+    recommender = fitted(make_recommender(name), train, news)
+    for moment in np.quantile(test.times.astype(np.int64), [0.3, 0.7]).astype("datetime64[s]"):
+        before = np.flatnonzero(test.times < moment)
+        other = random_impressions(np.random.default_rng(8), n=300)
+        other = replace(other, times=moment + (other.times - other.times.min()))
+        real, changed = PastLog([train, test]), PastLog([train, test.take(before), other])
+        asked = test.take(before)
+        scores = score_without_labels(recommender, asked, news, real)
+        assert np.array_equal(scores, score_without_labels(recommender, asked, news, changed))
+        # The first impression of the day shown differently, or clicked differently.
+        first = int(np.argmin(test.times))
+        labels = test.labels.copy()
+        labels[test.offsets[first] : test.offsets[first + 1]] ^= 1
+        other_past = PastLog([train, replace(test, labels=labels)])
+        if name == "freshness":  # reads no click, but when news was first shown
+            other_past = PastLog([train.take(np.argsort(train.times)[5:]), test])
+        assert not np.array_equal(scores, score_without_labels(recommender, asked, news, other_past))
+
 
 @pytest.mark.parametrize("name", [name for name in SIMPLE if name != "minilm"])
 class TestEveryRecommender:
@@ -151,7 +201,8 @@ class TestEveryRecommender:
         part = scores_of(recommender, test.take(rows), news, PastLog(test))
         if name != "random":
             for row, scores in zip(rows, part, strict=True):
-                assert scores == pytest.approx(whole[row], abs=1e-12)
+                # A network's sums depend on what else is in the batch.
+                assert scores == pytest.approx(whole[row], abs=1e-4 if name in NEURAL else 1e-12)
 
 
 class TestContract:
@@ -233,6 +284,84 @@ def test_category_share_by_hand():
     assert found[0].tolist() == [1.0, 0.0, 0.0]
     assert found[1] == pytest.approx([2 / 3, 1 / 3, 0])  # a repeated item counts twice
     assert found[2].tolist() == [0.0, 0.0, 0.0]  # no history: all tie
+
+
+def test_history_share_equals_the_plain_count():
+    test = random_impressions(np.random.default_rng(9))
+    topic = np.array([f"t{i % 7}" for i in range(40)], dtype=object)
+    found = history_share(test, topic)
+    for i in range(len(test)):
+        history = topic[test.reader_history(i)]
+        plain = [np.mean(history == t) if len(history) else 0.0 for t in topic[test.candidates(i)]]
+        assert found[test.offsets[i] : test.offsets[i + 1]] == pytest.approx(plain)
+
+
+def test_freshness_puts_the_newest_first():
+    late = replace(THREE, times=THREE.times + np.timedelta64(1, "h"))
+    found = scores_of(fitted(Freshness()), late, past=PastLog(THREE))
+    assert found[1] == pytest.approx(
+        [-1.0, -70 / 60, -70 / 60]
+    )  # 3 was first shown ten minutes after 1 and 4
+    assert scores_of(fitted(Freshness()), THREE, past=PastLog(THREE))[0].tolist() == [0.0, 0.0, 0.0]
+
+
+TOPICS = ("storm", "match", "budget", "recipe")
+
+
+def tasteful(n, seed):
+    """Readers with one topic each, who click it; titles say their topic, and nothing else tells it."""
+    rng = np.random.default_rng(seed)
+    fill = ["the", "a", "of", "on", "in", "for", "with", "after", "before", "under", "over", "near"]
+    titles = [f"{' '.join(rng.permutation(fill)[:3])} {TOPICS[i % 4]} {i}" for i in range(80)]
+    rows = []
+    for i in range(n):
+        topic = int(rng.integers(4))
+        liked = np.arange(topic, 80, 4)
+        click = rng.choice(liked)
+        others = rng.choice(np.setdiff1d(np.arange(80), liked), 5, replace=False)
+        shown = rng.permutation(np.append(others, click))
+        history = rng.choice(liked, rng.integers(3, 6), replace=False).tolist()
+        rows.append(
+            (f"U{topic}-{rng.integers(3)}", i, history, shown.tolist(), (shown == click).astype(int).tolist())
+        )
+    return make_news(titles), make_impressions(rows)
+
+
+@pytest.mark.parametrize("name", NEURAL)
+def test_a_neural_recommender_learns_taste(name):
+    from mindlab.recommenders.neural import Neural, Settings
+
+    news, train = tasteful(400, 0)
+    _, test = tasteful(120, 1)
+    settings = Settings(width=32, heads=4, most_epochs=6, batch_size=16, learning_rate=3e-3)
+    valid = train.take(np.arange(350, 400))
+
+    def auc(model):
+        scores = score_without_labels(model, test, news)
+        return ranking_metrics(scores, test.labels, test.offsets)["auc"].mean(), scores
+
+    still = Neural(name, replace(settings, learning_rate=0.0, most_epochs=1))
+    untrained, _ = auc(still.fit(train, news, None, np.random.default_rng(0)))
+    model = Neural(name, settings).fit(train, news, valid, np.random.default_rng(0))
+    trained, scores = auc(model)
+    assert 1 <= model.epochs <= 6
+    assert trained > max(0.9, untrained + 0.15)
+    again = Neural(name, settings).fit(train, news, valid, np.random.default_rng(0))
+    assert np.array_equal(scores, auc(again)[1])
+    assert again.params > 10_000
+
+
+def test_boosting_finds_popularity_and_taste():
+    news, train = tasteful(300, 0)
+    news = replace(news, category=np.array([TOPICS[i % 4] for i in range(80)], dtype=object))
+    _, test = tasteful(100, 1)
+    test = replace(test, times=test.times + np.timedelta64(1, "D"))
+    model = make_recommender("lightgbm").fit(
+        train, news, train.take(np.arange(240, 300)), np.random.default_rng(0)
+    )
+    scores = score_without_labels(model, test, news, PastLog([train, test]))
+    assert ranking_metrics(scores, test.labels, test.offsets)["auc"].mean() > 0.9
+    assert model.rounds >= 1
 
 
 def test_tfidf_equals_the_dense_formula(monkeypatch):

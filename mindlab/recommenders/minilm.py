@@ -1,7 +1,7 @@
 """MiniLM: sentence embeddings of titles, from a small pretrained model that needs no download."""
 
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -61,6 +61,11 @@ class MiniLM:
             part = slice(start, start + CANDIDATES_PER_CHUNK)
             scores[part] = np.einsum("ij,ij->i", profiles[owner[part]], vectors[test.news[part]])
         return scores
+
+    def words(self) -> tuple[Any, Any]:
+        """Return the tokenizer and the word vectors before any layer, a float32 tensor (n_words, 384)."""
+        self._load()
+        return self._tokenizer, self._model.get_input_embeddings().weight.detach().cpu()
 
     def _load(self) -> None:
         if self._model is not None:

@@ -43,8 +43,7 @@ class PastLog:
         self._keys, event = np.unique(key, return_inverse=True)
         exposures = np.bincount(event, minlength=len(self._keys))
         clicked = np.bincount(event, weights=np.concatenate(clicks), minlength=len(self._keys))
-        self._events = np.stack([clicked.astype(np.int64), exposures])  # whole numbers: sums are exact
-        self._sums = np.concatenate([np.zeros((2, 1), np.int64), np.cumsum(self._events, axis=1)], axis=1)
+        self._set_events(np.stack([clicked.astype(np.int64), exposures]))
         self._decayed: dict[float, np.ndarray] = {}
 
     def counts(
@@ -80,6 +79,37 @@ class PastLog:
         weight = np.where(is_seen, 0.5 ** (age / (half_life_hours * 3600.0)), 0.0)
         clicks, exposures = sums[:, last] * weight
         return clicks, exposures
+
+    def age_hours(self, news: np.ndarray, times: np.ndarray) -> np.ndarray:
+        """Return the hours since each news was first shown, float64 (n,); NaN if it was not, strictly before `times`.
+
+        MIND has no time of publication; the first exposure is the nearest thing to it.
+        """
+        news = np.asarray(news, dtype=np.int64)
+        moment = _seconds(times)
+        start = self._first_at_or_after(news * self._width)
+        ages = np.full(len(news), np.nan)
+        if len(self._keys):
+            key = self._keys[np.minimum(start, len(self._keys) - 1)]
+            first = key % self._width - 1 + self._start
+            is_seen = (key // self._width == news) & (first < moment)
+            ages[is_seen] = (moment - first)[is_seen] / 3600.0
+        return ages
+
+    def by(self, group: np.ndarray) -> "PastLog":
+        """Return the log with every news replaced by its `group`, int (n_news,): the past of a topic, say."""
+        other = object.__new__(PastLog)
+        other._start, other._width, other._decayed = self._start, self._width, {}
+        key = np.asarray(group, dtype=np.int64)[self._keys // self._width] * self._width
+        other._keys, event = np.unique(key + self._keys % self._width, return_inverse=True)
+        sums = [np.bincount(event, weights=row, minlength=len(other._keys)) for row in self._events]
+        other._set_events(np.array(sums).astype(np.int64))
+        return other
+
+    def _set_events(self, events: np.ndarray) -> None:
+        """Keep clicks and exposures of every key, (2, n_keys), and their running sums."""
+        self._events = events  # whole numbers: sums are exact
+        self._sums = np.concatenate([np.zeros((2, 1), np.int64), np.cumsum(events, axis=1)], axis=1)
 
     def _first_at_or_after(self, keys: np.ndarray) -> np.ndarray:
         """Return the index of the first event at or after each key; sorted keys search faster."""
