@@ -13,7 +13,7 @@ from mindlab import predictions, protocols
 from mindlab.errors import UserError
 from mindlab.files import write_json
 from mindlab.mind import Mind, read_mind
-from mindlab.recommenders import SIMPLE, make_recommender
+from mindlab.recommenders import LEARNED, SIMPLE, make_recommender
 from mindlab.recommenders.base import score_without_labels
 from mindlab.recommenders.leak_rule import always_no, leak_rule
 from mindlab.recommenders.oracle import Oracle
@@ -32,6 +32,9 @@ class Request:
     split: str = "test"
     limit: int | None = None
     seed: int = 42
+    n_seeds: int = (
+        3  # trainings of a method whose weights are learned; the first has `seed`, the next `seed` + 1
+    )
 
 
 def compare(
@@ -49,10 +52,11 @@ def compare(
     for name in names:
         if name not in SIMPLE and name != ORACLE:
             raise UserError(f"no recommender {name!r}; expected one of {', '.join([*SIMPLE, ORACLE])}")
-    asked = {**asdict(request), "inputs_sha256": data_hashes(request.data, ("train", "dev"))}
+    hashes = data_hashes(request.data, ("train", "dev"))
     mind: Mind | None = None
     for name in progress(names):
         run = out / name
+        asked = {**asdict(request), "n_seeds": _n_seeds(request, name), "inputs_sha256": hashes}
         if is_started(run, asked):  # the request is written last
             continue
         mind = mind or read_mind(request.data, ("train", "dev"))
@@ -67,19 +71,26 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
     test = splits[request.split].take(rows)
     # On the validation split nothing of its own day may be learned from.
     train = splits["fit" if request.split == "valid" else "train"]
-    begin = time.perf_counter()
-    if name == ORACLE:
-        folder = "dev" if request.split == "test" else "train"
-        recommender = Oracle(Path(request.data) / folder, mind.splits[folder])
-    else:
-        recommender = make_recommender(name)
-    recommender.fit(train, mind.news, splits["valid"], np.random.default_rng(request.seed))
-    fitted = time.perf_counter()
-    past = PastLog([splits["train"], splits["test"]]) if recommender.track == "streaming" else None
-    scores = score_without_labels(recommender, test, mind.news, past)
-    scored = time.perf_counter()
-    table = predictions.from_scores(request.split, test, mind.news, scores, case_ids=rows)
-    predictions.write_predictions(run / "predictions.parquet", table)
+    seeds = [request.seed + k for k in range(_n_seeds(request, name))]
+    train_seconds, score_seconds = [], []
+    for k, seed in enumerate(seeds):
+        begin = time.perf_counter()
+        if name == ORACLE:
+            folder = "dev" if request.split == "test" else "train"
+            recommender = Oracle(Path(request.data) / folder, mind.splits[folder])
+        else:
+            recommender = make_recommender(name)
+        # The validation split has no day before it to choose on.
+        valid = None if request.split == "valid" else splits.get("valid")
+        recommender.fit(train, mind.news, valid, np.random.default_rng(seed))
+        fitted = time.perf_counter()
+        past = PastLog([splits["train"], splits["test"]]) if recommender.track == "streaming" else None
+        scores = score_without_labels(recommender, test, mind.news, past)
+        train_seconds.append(fitted - begin)
+        score_seconds.append(time.perf_counter() - fitted)
+        table = predictions.from_scores(request.split, test, mind.news, scores, case_ids=rows)
+        file = "predictions.parquet" if k == 0 else f"predictions-{k + 1}.parquet"
+        predictions.write_predictions(run / file, table)
     write_json(
         run / "manifest.json",
         {
@@ -87,15 +98,21 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
             "protocol": request.protocol,
             "track": recommender.track,
             "request": asdict(request),
+            "seeds": seeds,
             "n_impressions": len(rows),
-            "params": 0,
-            "train_seconds": round(fitted - begin, 3),
-            "seconds": round(scored - fitted, 3),
-            "ms_per_impression": round(1000 * (scored - fitted) / len(rows), 3),
+            "params": getattr(recommender, "params", 0),
+            "train_seconds": round(float(np.mean(train_seconds)), 3),  # of one seed
+            "seconds": round(float(np.mean(score_seconds)), 3),
+            "ms_per_impression": round(1000 * float(np.mean(score_seconds)) / len(rows), 3),
             "peak_mb": round(peak_memory_mb()),
             **provenance(),
         },
     )
+
+
+def _n_seeds(request: Request, name: str) -> int:
+    """Return how often a method is trained: what is not learned comes out the same every time."""
+    return request.n_seeds if name in LEARNED else 1
 
 
 def blind_answers(manifest: Mapping[str, Any], frame: pa.Table) -> dict[str, pa.Table]:

@@ -371,6 +371,35 @@ def evaluate(frame: pa.Table, *, rng: np.random.Generator, protocol: str | None 
     return Evaluation(summary, values, clusters)
 
 
+def evaluate_seeds(
+    frames: Sequence[pa.Table], *, rng: np.random.Generator, protocol: str | None = None
+) -> Evaluation:
+    """Measure one method that was trained several times: every impression's value is the mean over its seeds.
+
+    So an interval covers the choice of readers for the mean seed. ``<metric>_seed_sd`` in the summary is the
+    standard deviation of the metric over the seeds, None for one. Ranking metrics alone are pooled; answers are
+    those of the first seed.
+
+    Raises:
+        UserError: as `evaluate`, and if the seeds did not score the same candidates.
+    """
+    first, *others = [evaluate(frame, rng=rng, protocol=protocol) for frame in frames]
+    names = [name for name in first.values if name != "accuracy"]
+    summary = first.summary | dict.fromkeys(f"{name}_seed_sd" for name in names)
+    if not others:
+        return Evaluation(summary, first.values, first.clusters)
+    if any(other.summary["subset_sha"] != first.summary["subset_sha"] for other in others):
+        raise UserError("the seeds of one method scored different impressions")
+    several = {name: np.stack([one.values[name] for one in (first, *others)]) for name in names}
+    values = first.values | {name: value.mean(axis=0) for name, value in several.items()}
+    columns = {name: values[name] for name in names}
+    for name, found in clustered_intervals(columns, first.clusters[names[0]], rng=rng).items():
+        sd = float(np.nanmean(several[name], axis=1).std(ddof=1))
+        ends = {"": found.mean, "_low": found.low, "_high": found.high, "_seed_sd": sd}
+        summary |= {f"{name}{end}": _or_none(value) for end, value in ends.items()}
+    return Evaluation(summary, values, first.clusters)
+
+
 def paired_differences(
     one: Evaluation, baseline: Evaluation, *, rng: np.random.Generator
 ) -> dict[str, dict[str, float | None]]:

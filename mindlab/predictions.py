@@ -124,6 +124,15 @@ def read_predictions(path: str | Path) -> pa.Table:
     return check_predictions(frame, str(path))
 
 
+def seed_files(run: str | Path) -> list[Path]:
+    """Return the predictions of a run folder, one file for each training seed.
+
+    >>> [path.as_posix() for path in seed_files("runs/no_such_run")]
+    ['runs/no_such_run/predictions.parquet']
+    """
+    return [Path(run) / "predictions.parquet", *sorted(Path(run).glob("predictions-*.parquet"))]
+
+
 def check_predictions(frame: pa.Table, source: str) -> pa.Table:
     """Return `frame` cast to `SCHEMA` and sorted by key; `source` names it in messages.
 

@@ -16,8 +16,8 @@ import numpy as np
 
 from mindlab.errors import UserError
 from mindlab.files import write_json, write_text
-from mindlab.metrics import RANKING_METRICS, SAMPLED_METRICS, Evaluation, evaluate, paired_differences
-from mindlab.predictions import read_predictions
+from mindlab.metrics import RANKING_METRICS, SAMPLED_METRICS, Evaluation, evaluate_seeds, paired_differences
+from mindlab.predictions import read_predictions, seed_files
 from mindlab.runs import read_manifest
 
 ORACLE = "oracle"
@@ -58,15 +58,15 @@ def measure(run: str | Path, train_seconds: float | None = None) -> Measured:
     run = Path(run)
     manifest = complete_manifest(run)
     protocol = manifest["protocol"]
-    file = run / "predictions.parquet"
+    files = seed_files(run)
     try:
-        found = evaluate(read_predictions(file), rng=np.random.default_rng(SEED), protocol=protocol)
+        frames = [read_predictions(file) for file in files]
+        found = evaluate_seeds(frames, rng=np.random.default_rng(SEED), protocol=protocol)
     except UserError as error:
-        raise UserError(str(error) if str(file) in str(error) else f"{file}: {error}") from None
-    seeds = manifest.get("seeds", 1)
+        raise UserError(str(error) if str(run) in str(error) else f"{files[0]}: {error}") from None
     row: dict[str, Any] = {key: manifest[key] for key in ("name", "protocol", "track")}
     row |= {key: found.summary[key] for key in ("n_impressions", "subset_sha")}
-    row["seeds"] = len(seeds) if isinstance(seeds, list) else seeds
+    row["seeds"] = len(files)
     sampled = SAMPLED_METRICS if protocol.startswith("sampled") else ()
     for metric in (*RANKING_METRICS, *sampled, "accuracy"):
         row |= {f"{metric}{end}": found.summary[f"{metric}{end}"] for end in ("", "_low", "_high")}
@@ -81,7 +81,7 @@ def leaderboard_row(run: str | Path, train_seconds: float | None = None) -> dict
     """Return the leaderboard row of a run folder; None where a column does not apply.
 
     Intervals are 95 %, clustered by user (`mindlab.metrics.evaluate`). ``seeds`` is the number of training
-    seeds that were pooled, 1 unless the manifest says otherwise. ``paired`` is filled by `leaderboard`.
+    seeds that were pooled, one file of predictions each. ``paired`` is filled by `leaderboard`.
 
     Args:
         run: a folder with predictions.parquet and manifest.json.
@@ -112,8 +112,6 @@ def complete_manifest(run: Path) -> dict[str, Any]:
         value = manifest.get(key)
         if not isinstance(value, int | float | None) or not math.isfinite(value or 0):
             raise UserError(f"{path}: {key} is {value!r}, expected a number or null")
-    if not isinstance(manifest.get("seeds", 1), int | list):
-        raise UserError(f"{path}: seeds is {manifest['seeds']!r}, expected a count or a list")
     return manifest
 
 

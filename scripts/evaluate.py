@@ -7,7 +7,8 @@ Examples:
   scripts/evaluate.py runs/test_split --prediction-zip prediction.zip
 
 A RUN is a folder with predictions.parquet (and manifest.json, which may give "name" and
-"protocol"); metrics.json is written into it. Ranking metrics are MIND's own, ties counted as the
+"protocol"); metrics.json is written into it. With predictions-2.parquet and so on beside it, one for each
+training seed, every impression counts the mean over seeds. Ranking metrics are MIND's own, ties counted as the
 expectation over random order; accuracy is given where a case has one candidate or the method
 wrote an answer, and beside a run of the protocol `seed` stand the two answers that look at no news,
 always No and the leak rule (from the data that its manifest names). Intervals are 95 % bootstrap intervals over users (2,000 resamples, seed 0).
@@ -31,8 +32,15 @@ from mindlab.cli import parser, run
 from mindlab.compare import blind_answers
 from mindlab.errors import UserError
 from mindlab.files import write_json
-from mindlab.metrics import ANSWER_METRICS, RANKING_METRICS, Evaluation, evaluate, paired_differences
-from mindlab.predictions import codes, read_predictions, write_prediction_zip
+from mindlab.metrics import (
+    ANSWER_METRICS,
+    RANKING_METRICS,
+    Evaluation,
+    evaluate,
+    evaluate_seeds,
+    paired_differences,
+)
+from mindlab.predictions import codes, read_predictions, seed_files, write_prediction_zip
 from mindlab.runs import read_manifest
 
 SEED = 0
@@ -63,7 +71,8 @@ def main() -> int:
         path = predictions_path(source) if given.runs else source
         about = about_run(source) if given.runs else {}
         print(f"reading {path}", file=sys.stderr)
-        frame = one_split(read_predictions(path), given.split, path)
+        others = seed_files(source)[1:] if given.runs else []
+        frame, *more = [one_split(read_predictions(file), given.split, file) for file in (path, *others)]
         if given.prediction_zip:
             write_prediction_zip(given.prediction_zip, frame)
             written.append(given.prediction_zip)
@@ -71,7 +80,9 @@ def main() -> int:
                 print("no labels, so no metrics", file=sys.stderr)
                 return finish(written, given.json, [{"metrics": None, "reason": "no labels"}])
         try:
-            found = evaluate(frame, rng=np.random.default_rng(SEED), protocol=about.get("protocol"))
+            found = evaluate_seeds(
+                [frame, *more], rng=np.random.default_rng(SEED), protocol=about.get("protocol")
+            )
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         name = about.get("name") or (source.resolve().name if given.runs else source.stem)

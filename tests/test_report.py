@@ -3,6 +3,7 @@
 import json
 import math
 import re
+import shutil
 from html.parser import HTMLParser
 
 import numpy as np
@@ -94,7 +95,7 @@ class Page(HTMLParser):
 
 
 def test_a_row_holds_what_metrics_and_manifest_say(tmp_path):
-    run = make_run(tmp_path / "tfidf", 0.7, params=7, seeds=[1, 2, 3])
+    run = make_run(tmp_path / "tfidf", 0.7, params=7)
     row = report.leaderboard_row(run)
     frame = read_predictions(run / "predictions.parquet")
     found = evaluate(frame, rng=np.random.default_rng(0), protocol="dev").summary
@@ -103,11 +104,28 @@ def test_a_row_holds_what_metrics_and_manifest_say(tmp_path):
             assert row[metric + end] == found[metric + end] is not None
     assert row["auc_low"] < row["auc"] < row["auc_high"]
     expected = {
-        "name": "tfidf", "protocol": "dev", "track": "static", "n_impressions": 120, "seeds": 3, "params": 7,
+        "name": "tfidf", "protocol": "dev", "track": "static", "n_impressions": 120, "seeds": 1, "params": 7,
         "subset_sha": found["subset_sha"], "accuracy": None, "train_seconds": 1.5, "ms_per_impression": 0.25,
         "peak_mb": 300, "run": run.as_posix(),
     }  # fmt: skip
     assert {key: row[key] for key in expected} == expected
+
+
+def test_seeds_are_pooled(tmp_path):
+    run = make_run(tmp_path / "nrms", 0.7, 1)
+    others = [make_run(tmp_path / f"other-{seed}", 0.7, seed) for seed in (2, 3)]
+    alone = [report.measure(one).row["auc"] for one in (run, *others)]
+    for i, other in enumerate(others):
+        shutil.copyfile(other / "predictions.parquet", run / f"predictions-{i + 2}.parquet")
+    pooled = report.measure(run)
+    assert pooled.row["seeds"] == 3
+    assert pooled.row["auc"] == pytest.approx(np.mean(alone))
+    assert pooled.evaluation.summary["auc_seed_sd"] == pytest.approx(np.std(alone, ddof=1))
+    assert pooled.row["auc_low"] < pooled.row["auc"] < pooled.row["auc_high"]
+    make_run(tmp_path / "short", 0.7, impressions=IMPRESSIONS.take(np.arange(50)))
+    shutil.copyfile(tmp_path / "short/predictions.parquet", run / "predictions-3.parquet")
+    with pytest.raises(UserError, match="different impressions"):
+        report.measure(run)
 
 
 def test_a_cost_the_manifest_does_not_name_is_none(tmp_path):

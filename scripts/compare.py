@@ -1,0 +1,71 @@
+"""Compare recommenders on the same impressions: one table, with intervals and cost, and a page with plots.
+
+Fits and scores every method that needs no language model; those that are learned are trained with several seeds.
+Rows of language models come from run folders of scripts/predict.py (--add), if they scored the same impressions.
+What is done already is kept; after Ctrl-C run the same command again.
+
+Examples:
+  python scripts/compare.py --data data/sample --out runs/compare
+  python scripts/compare.py --data data/sample --only popularity,category,lightgbm --limit 150 --out runs/small
+  python scripts/compare.py --data data/sample --limit 150 --out runs/with-llm \\
+      --add data/reference_runs/demo/smollm2-next_click-base data/reference_runs/demo/smollm2-next_click-lora
+"""
+
+import shlex
+import sys
+from pathlib import Path
+
+from tqdm import tqdm
+
+from mindlab import cli
+from mindlab import report as reporting
+from mindlab.compare import ORACLE, Request, compare
+from mindlab.recommenders import SIMPLE
+from mindlab.recommenders.oracle import FILE_NAME
+
+
+def main() -> None:
+    """Fit, score, measure, write the table and the page."""
+    parser = cli.parser(__doc__)
+    parser.add_argument("--data", required=True, help="folder with train/ and dev/")
+    parser.add_argument("--protocol", choices=("dev",), default="dev")
+    parser.add_argument(
+        "--split", choices=("test", "valid"), default="test", help="valid: 14 November, to choose on"
+    )
+    parser.add_argument(
+        "--only", metavar="NAME,NAME", help=f"of {', '.join([*SIMPLE, ORACLE])} (default: all)"
+    )
+    parser.add_argument("--limit", type=int, help="a seeded random choice of impressions (default: all)")
+    parser.add_argument("--seed", type=int, default=42)
+    parser.add_argument("--seeds", type=int, default=3, help="trainings of a learned method (default 3)")
+    parser.add_argument(
+        "--add", nargs="+", type=Path, default=[], metavar="RUN", help="also these run folders"
+    )
+    parser.add_argument("--out", type=Path, required=True, help="gets a folder for each row, and the table")
+    args = parser.parse_args()
+    is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
+    names = args.only.split(",") if args.only else [*SIMPLE, *([ORACLE] if is_synthetic else [])]
+    request = Request(args.data, args.protocol, args.split, args.limit, args.seed, args.seeds)
+    with tqdm(names, unit=" methods", file=sys.stderr) as bar:
+        runs = compare(request, names, args.out, lambda _: named(bar))
+    context = {
+        "title": "Recommenders on the same impressions",
+        "data": args.data,
+        "synthetic": is_synthetic,
+        "command": shlex.join(["python", *sys.argv]),
+    }
+    board = reporting.leaderboard([*runs, *args.add], context=context)
+    page = reporting.write_leaderboard(args.out, board)
+    print(reporting.as_text(board))
+    print(page)
+
+
+def named(bar: tqdm):
+    """Yield a bar's names, showing which one is at work."""
+    for name in bar:
+        bar.set_description(name)
+        yield name
+
+
+if __name__ == "__main__":
+    cli.run(main)
