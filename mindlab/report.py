@@ -135,7 +135,7 @@ def leaderboard(
             ``notes`` (a list of sentences).
 
     Returns:
-        ``rows`` (as leaderboard.json), ``manifests`` by name, ``pairs``, ``reference``, ``context`` and
+        ``rows`` (as leaderboard.json), ``manifests`` and ``evaluations`` by name, ``pairs``, ``reference``, ``context`` and
         what all rows share. ``paired`` of a row lists its differences, ``{"against": name, "auc": {"mean",
         "low", "high"}, ...}``.
 
@@ -190,6 +190,7 @@ def leaderboard(
         **{key: summary[key] for key in ("split", "n_users", "clustered_by")},
         "rows": sorted((m.row for m in by_name.values()), key=_place),
         "manifests": {name: m.manifest for name, m in by_name.items()},
+        "evaluations": {name: m.evaluation for name, m in by_name.items()},
         "reference": reference,
         "pairs": [list(pair) for pair in pairs],
         "context": _check_context(context),
@@ -458,15 +459,19 @@ def write_leaderboard(
     board: Mapping[str, Any],
     losses: Sequence[Mapping[str, Any]] | None = None,
     tutorial: Mapping[str, Mapping[str, Any]] | None = None,
+    slices: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write leaderboard.json, leaderboard.md and report.html into `out`; return the page's path.
 
-    leaderboard.json is the list of rows. `losses` and `tutorial` as in `write_report`.
+    leaderboard.json is the list of rows. `losses`, `tutorial` and `slices` as in `write_report`; slices are
+    also written as slices.json.
     """
     out = Path(out)
     write_json(out / "leaderboard.json", board["rows"])
     write_text(out / "leaderboard.md", as_markdown(board))
-    return write_report(out / "report.html", board, losses=losses, tutorial=tutorial)
+    if slices is not None:
+        write_json(out / "slices.json", list(slices))
+    return write_report(out / "report.html", board, losses=losses, tutorial=tutorial, slices=slices)
 
 
 def write_report(
@@ -475,6 +480,7 @@ def write_report(
     losses: Sequence[Mapping[str, Any]] | None = None,
     context: Mapping[str, Any] | None = None,
     tutorial: Mapping[str, Mapping[str, Any]] | None = None,
+    slices: Sequence[Mapping[str, Any]] | None = None,
 ) -> Path:
     """Write the board as one HTML page that needs no other file and no network; return its path.
 
@@ -485,6 +491,7 @@ def write_report(
         context: adds to, or replaces, the board's own context.
         tutorial: for the `seed` protocol, by name: ``accuracy``, ``accuracy_low``, ``accuracy_high``,
             ``precision``, ``recall`` and ``n`` (or ``n_answers``), as `mindlab.metrics` names them.
+        slices: from `mindlab.slices.measure_slices`, of AUC.
     """
     context = board["context"] | _check_context(context)
     title = str(context.get("title") or "Leaderboard")
@@ -492,6 +499,7 @@ def write_report(
         _differences_section(board),
         _table_section(board, context),
         _forest_section(board),
+        _slices_section(board, slices),
         _cost_section(board),
         _loss_section(losses),
         _tutorial_section(tutorial),
@@ -547,8 +555,12 @@ def _differences_section(board: Mapping[str, Any]) -> str:
     return f'<section id="gain"><h2>Head to head</h2>{"".join(cards)}</section>\n' if cards else ""
 
 
+def _capital(text: str) -> str:
+    return text[:1].upper() + text[1:]
+
+
 def _sentence(text: str) -> str:
-    return f"{_e(text[:1].upper() + text[1:].rstrip('.'))}."
+    return f"{_e(_capital(text).rstrip('.'))}."
 
 
 def _minus(number: str) -> str:
@@ -653,6 +665,28 @@ def _forest_section(board: Mapping[str, Any]) -> str:
         f'<section id="forest"><h2>AUC with 95 % intervals</h2><figure><div>{"".join(lines)}</div>'
         "<figcaption>The dashed line is 0.5, the AUC of a random order. Intervals that overlap do not rule "
         "out a difference; the paired differences decide.</figcaption></figure></section>\n"
+    )
+
+
+def _slices_section(board: Mapping[str, Any], slices: Sequence[Mapping[str, Any]] | None) -> str:
+    """Return the AUC of each method in each slice, a block of lines a question."""
+    if not slices:
+        return ""
+    names = [row["name"] for _, _, rows in blocks(board) for row in rows]
+    head = "".join(f"<th>{_e(text)}</th>" for text in ["AUC", "impressions", *names])
+    bodies: dict[str, list[str]] = {}
+    for row in slices:
+        found = [row["methods"].get(name) or {"mean": None, "low": None, "high": None} for name in names]
+        cells = [_cell(score_text(one["mean"]), interval_text(one["low"], one["high"])) for one in found]
+        bodies.setdefault(row["question"], [f'<tr class="block"><th colspan="{2 + len(names)}">'
+            f"<span>{_e(_capital(row['question']))}</span></th></tr>"]).append(
+            f'<tr><th scope="row">{_e(row["slice"])}</th>{_cell(format(row["n"], ","))}{"".join(cells)}</tr>'
+        )  # fmt: skip
+    body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
+    return (
+        f'<section id="slices"><h2>For whom, and for which news</h2>{_html_table(head, body)}'
+        '<ul class="notes"><li>A slice of few impressions has no number. Many slices are looked at: an interval '
+        "that just excludes another row's number shows little.</li></ul></section>\n"
     )
 
 

@@ -17,11 +17,13 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindlab import cli
+from mindlab import cli, protocols
 from mindlab import report as reporting
 from mindlab.compare import ORACLE, Request, compare
+from mindlab.mind import read_mind
 from mindlab.recommenders import SIMPLE
 from mindlab.recommenders.oracle import FILE_NAME
+from mindlab.slices import masks, measure_slices
 
 
 def main() -> None:
@@ -55,7 +57,12 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]),
     }
     board = reporting.leaderboard([*runs, *args.add], context=context)
-    page = reporting.write_leaderboard(args.out, board)
+    mind = read_mind(args.data)
+    splits = protocols.splits_of(args.protocol, mind, args.seed)
+    test = splits[args.split].take(protocols.limit(len(splits[args.split]), args.limit, args.seed))
+    train = splits["fit" if args.split == "valid" else "train"]
+    slices = measure_slices(board["evaluations"], masks(test, train, mind.news))
+    page = reporting.write_leaderboard(args.out, board, slices=slices)
     print(reporting.as_text(board))
     print(page)
 

@@ -14,6 +14,7 @@ from mindlab import report
 from mindlab.errors import UserError
 from mindlab.metrics import evaluate, paired_differences
 from mindlab.predictions import from_scores, read_predictions, write_predictions
+from mindlab.slices import masks, measure_slices
 
 NEWS = make_news([f"title {i}" for i in range(40)])
 IMPRESSIONS = random_impressions(np.random.default_rng(0), n=120)
@@ -109,6 +110,19 @@ def test_a_row_holds_what_metrics_and_manifest_say(tmp_path):
         "peak_mb": 300, "run": run.as_posix(),
     }  # fmt: skip
     assert {key: row[key] for key in expected} == expected
+
+
+def test_the_page_shows_slices(board, tmp_path):
+    train = random_impressions(np.random.default_rng(1), n=20, n_users=10)
+    slices = measure_slices(board["evaluations"], masks(IMPRESSIONS, train, NEWS))
+    page = Page(report.write_leaderboard(tmp_path, board, slices=slices))
+    assert page.open == []
+    shown = page.text("slices")
+    row = next(row for row in slices if row["slice"] == "1-9")
+    assert f"{row['methods'][TUNED]['mean']:.3f}" in shown
+    assert "Clicks in the history" in shown
+    assert json.loads((tmp_path / "slices.json").read_text("utf-8"))[0]["question"] == "reader"
+    assert "slices" not in Page(report.write_leaderboard(tmp_path / "none", board)).texts
 
 
 def test_seeds_are_pooled(tmp_path):
