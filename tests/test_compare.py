@@ -1,0 +1,69 @@
+"""scripts/compare.py: every method on the same impressions, seeds pooled, done work kept."""
+
+import json
+import sys
+
+import pytest
+
+from mindlab import cli, synthetic
+from mindlab.predictions import seed_files
+from scripts import compare
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """A small synthetic MIND."""
+    folder = tmp_path_factory.mktemp("mind")
+    synthetic.make_sample(folder, 500, 150, None, 3)
+    return folder
+
+
+@pytest.fixture
+def run_compare(monkeypatch, capsys, data):
+    """Run the script on the small set; return exit code, stdout and stderr."""
+
+    def run(*words):
+        monkeypatch.setattr(sys, "argv", ["compare.py", "--data", str(data), *map(str, words)])
+        with pytest.raises(SystemExit) as end:
+            cli.run(compare.main)
+        captured = capsys.readouterr()
+        return end.value.code, captured.out, captured.err
+
+    return run
+
+
+def test_one_table_of_all(run_compare, tmp_path):
+    only = "random,popularity,freshness,lightgbm,oracle"
+    words = ("--only", only, "--seeds", 2, "--limit", 80, "--out", tmp_path)
+    code, out, _ = run_compare(*words)
+    assert code == 0
+    assert out.splitlines()[-1] == str(tmp_path / "report.html")
+    rows = {row["name"]: row for row in json.loads((tmp_path / "leaderboard.json").read_text("utf-8"))}
+    assert list(rows) == [*sorted(only.split(","), key=list(rows).index)]
+    assert set(rows) == set(only.split(","))
+    assert {row["n_impressions"] for row in rows.values()} == {80}
+    assert {name: row["track"] for name, row in rows.items() if row["track"] == "streaming"} == {
+        "freshness": "streaming", "lightgbm": "streaming",
+    }  # fmt: skip
+    assert {name: row["seeds"] for name, row in rows.items()} == dict.fromkeys(rows, 1) | {"lightgbm": 2}
+    assert "Synthetic data" in out
+    assert max(rows.values(), key=lambda row: row["auc"])["name"] == "oracle"
+    slices = json.loads((tmp_path / "slices.json").read_text("utf-8"))
+    assert sum(row["n"] for row in slices if row["question"] == "reader") == 80
+
+    before = {file: file.stat().st_mtime_ns for name in rows for file in seed_files(tmp_path / name)}
+    assert len(before) == 6
+    assert run_compare(*words)[0] == 0
+    assert {file: file.stat().st_mtime_ns for file in before} == before
+
+    code, _, err = run_compare("--only", "random", "--limit", 80, "--out", tmp_path / "other")
+    words = ("--only", "popularity", "--limit", 70, "--out", tmp_path / "few")
+    code, _, err = run_compare(*words, "--add", tmp_path / "other/random")
+    assert code == 2
+    assert "scored different impressions" in err
+
+
+def test_mistakes_are_one_line(run_compare, tmp_path):
+    code, _, err = run_compare("--only", "populrity", "--out", tmp_path)
+    assert code == 2
+    assert err.splitlines()[-1].startswith("error: no recommender 'populrity'; expected one of random")
