@@ -13,11 +13,12 @@ from mindlab import predictions, protocols
 from mindlab.errors import UserError
 from mindlab.files import write_json
 from mindlab.mind import Mind, read_mind
-from mindlab.recommenders import LEARNED, SIMPLE, make_recommender
+from mindlab.recommenders import LEARNED, SIMPLE, STREAMING, make_recommender
 from mindlab.recommenders.base import score_without_labels
 from mindlab.recommenders.leak_rule import always_no, leak_rule
 from mindlab.recommenders.oracle import Oracle
 from mindlab.recommenders.past import PastLog
+from mindlab.recommenders.popularity import HistoryPopularity
 from mindlab.runs import REQUEST, data_hashes, is_started, peak_memory_mb, provenance
 
 ORACLE = "oracle"
@@ -52,6 +53,10 @@ def compare(
     for name in names:
         if name not in SIMPLE and name != ORACLE:
             raise UserError(f"no recommender {name!r}; expected one of {', '.join([*SIMPLE, ORACLE])}")
+        if name not in names_of(request.protocol):
+            raise UserError(
+                f"{name} does not apply to protocol {request.protocol} (see mindlab/protocols.py)"
+            )
     hashes = data_hashes(request.data, ("train", "dev"))
     mind: Mind | None = None
     for name in progress(names):
@@ -65,8 +70,23 @@ def compare(
     return [out / name for name in names]
 
 
+def names_of(protocol: str) -> list[str]:
+    """Return the recommenders that apply to a protocol.
+
+    `sampled` has no times, so nothing that counts clicks in time applies; an oracle's utilities belong to whole
+    impressions.
+    """
+    if protocol == "sampled":
+        return [name for name in SIMPLE if name not in STREAMING]
+    return [*SIMPLE, *([ORACLE] if protocol == "dev" else [])]
+
+
 def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
     splits = protocols.splits_of(request.protocol, mind, request.seed)
+    if request.split not in splits:
+        raise UserError(
+            f"protocol {request.protocol} has no split {request.split!r}, only {', '.join(splits)}"
+        )
     rows = protocols.limit(len(splits[request.split]), request.limit, request.seed)
     test = splits[request.split].take(rows)
     # On the validation split nothing of its own day may be learned from.
@@ -78,13 +98,19 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
         if name == ORACLE:
             folder = "dev" if request.split == "test" else "train"
             recommender = Oracle(Path(request.data) / folder, mind.splits[folder])
+        elif request.protocol == "sampled" and name == HistoryPopularity.name:
+            recommender = HistoryPopularity()
         else:
             recommender = make_recommender(name)
         # The validation split has no day before it to choose on.
         valid = None if request.split == "valid" else splits.get("valid")
         recommender.fit(train, mind.news, valid, np.random.default_rng(seed))
         fitted = time.perf_counter()
-        past = PastLog([splits["train"], splits["test"]]) if recommender.track == "streaming" else None
+        past = None
+        if (
+            recommender.track == "streaming"
+        ):  # what was shown and clicked, all of it, whatever the protocol samples
+            past = PastLog([mind.splits["train"], mind.splits["dev"]])
         scores = score_without_labels(recommender, test, mind.news, past)
         train_seconds.append(fitted - begin)
         score_seconds.append(time.perf_counter() - fitted)

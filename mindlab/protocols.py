@@ -2,8 +2,13 @@
 
 `seed` is the tutorial's: MINDsmall's training impressions, shuffled and cut 8 to 2, the last candidate
 of each as the target. `dev` is the honest one: fit on 9-13 November, choose on the 14th, refit on
-9-14, report on the 15th (dev), every candidate of every impression.
+9-14, report on the 15th (dev), every candidate of every impression. The two `sampled` ones are what much of the
+literature on language models reports, and are here to show how a protocol makes a number:
+`sampled-impression` is `dev` with one click and 20 non-clicks of each test impression; `sampled` (as LLM-TRSR,
+https://arxiv.org/abs/2403.13325) asks for the last click of a history among 20 news drawn from the whole catalogue.
 """
+
+from dataclasses import replace
 
 import numpy as np
 
@@ -12,6 +17,9 @@ from mindlab.mind import Impressions, Mind
 
 VALIDATION_DAY = np.datetime64("2019-11-14")
 SEED_TRAIN_SHARE = 0.8
+PROTOCOLS = ("seed", "dev", "sampled", "sampled-impression")
+NEGATIVES = 20  # of a test case of the two sampled protocols
+INTERACTIONS = 10, 25  # clicks before the target that `sampled` shows: at least, at most
 
 
 def seed_splits(mind: Mind, seed: int) -> dict[str, Impressions]:
@@ -48,7 +56,110 @@ def splits_of(protocol: str, mind: Mind, seed: int) -> dict[str, Impressions]:
         return seed_splits(mind, seed)
     if protocol == "dev":
         return dev_splits(mind)
-    raise UserError(f"protocol {protocol!r}: expected seed or dev")
+    if protocol == "sampled-impression":
+        splits = dev_splits(mind)
+        return {
+            name: part if name in ("fit", "train") else sampled_impressions(part, seed)
+            for name, part in splits.items()
+        }
+    if protocol == "sampled":
+        return sampled_splits(mind, seed)
+    raise UserError(f"protocol {protocol!r}: expected {', '.join(PROTOCOLS)}")
+
+
+def sampled_impressions(impressions: Impressions, seed: int, negatives: int = NEGATIVES) -> Impressions:
+    """Return the impressions with one click and at most `negatives` non-clicks each, all by chance and shuffled.
+
+    An impression with fewer non-clicks keeps all of them: `short_share` says how many those are.
+    """
+    rng = np.random.default_rng(seed)
+    owner = np.repeat(np.arange(len(impressions)), np.diff(impressions.offsets))
+    is_click = impressions.labels == 1
+    order = np.lexsort((rng.random(len(owner)), ~is_click, owner))  # clicks first, each kind by chance
+    clicks = np.bincount(owner, weights=is_click, minlength=len(impressions)).astype(np.int64)
+    place = np.arange(len(owner)) - impressions.offsets[:-1][owner]
+    rank = np.where(is_click[order], place, place - clicks[owner])
+    kept = order[np.where(is_click[order], rank < 1, rank < negatives)]
+    kept = kept[np.lexsort((rng.random(len(kept)), owner[kept]))]
+    sizes = np.bincount(owner[kept], minlength=len(impressions))
+    return replace(
+        impressions,
+        offsets=np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64),
+        news=impressions.news[kept],
+        labels=impressions.labels[kept],
+    )
+
+
+def short_share(impressions: Impressions, negatives: int = NEGATIVES) -> float:
+    """Return the share of impressions with fewer than `negatives` non-clicks."""
+    return float(np.mean(np.diff(impressions.offsets) < 1 + negatives)) if len(impressions) else 0.0
+
+
+def sampled_splits(mind: Mind, seed: int) -> dict[str, Impressions]:
+    """Return `train` and `test` of `sampled`: one case a reader, readers shuffled and cut 8 to 2.
+
+    The target is the last news of the reader's history, the history what stands before it without the target
+    (the latest `INTERACTIONS`; readers with fewer are left out). A training case has one other news, a test case
+    `NEGATIVES`, drawn uniformly from the whole catalogue without the reader's own. Times mean nothing here: all
+    are the first moment of the data, so what needs the time of a click has nothing to count.
+    """
+    rng = np.random.default_rng(seed)
+    readers, histories = [], []
+    for part in mind.splits.values():
+        users, first = np.unique(part.users.astype(str), return_index=True)
+        for user, row in zip(users.tolist(), first.tolist(), strict=True):
+            readers.append(user)
+            histories.append(part.reader_history(row))
+    distinct = np.unique(np.array(readers, dtype=object).astype(str), return_index=True)[1]
+    chosen = [i for i in distinct.tolist() if (histories[i] != histories[i][-1:]).sum() >= INTERACTIONS[0]]
+    if len(chosen) < 2:
+        raise UserError(
+            f"protocol sampled needs readers with more than {INTERACTIONS[0]} clicks; here are none"
+        )
+    order = rng.permutation(len(chosen))
+    cut = int(len(order) * SEED_TRAIN_SHARE)
+    start = min(part.times.min() for part in mind.splits.values() if len(part))
+    return {
+        name: _cases(
+            [readers[chosen[i]] for i in rows], [histories[chosen[i]] for i in rows], n, mind, start, rng
+        )
+        for name, rows, n in (("train", order[:cut], 1), ("test", order[cut:], NEGATIVES))
+    }
+
+
+def _cases(
+    readers: list[str],
+    histories: list[np.ndarray],
+    negatives: int,
+    mind: Mind,
+    start: np.datetime64,
+    rng: np.random.Generator,
+) -> Impressions:
+    """Return one impression a reader: the last news of the history among `negatives` others."""
+    shown, labels = [], []
+    for history in histories:
+        # Draw a few more than needed: some may be the reader's own, or come twice.
+        drawn = rng.choice(
+            len(mind.news), size=min(len(mind.news), negatives + len(history) + 5), replace=False
+        )
+        others = drawn[~np.isin(drawn, history)][:negatives]
+        order = rng.permutation(1 + len(others))
+        shown.append(np.append(history[-1], others)[order])
+        labels.append((order == 0).astype(np.int8))
+    # MIND's histories repeat news; a target that stands before itself would ask for a copy.
+    before = [history[history != history[-1]][-INTERACTIONS[1] :] for history in histories]
+    ends = lambda parts: np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)  # noqa: E731
+    return Impressions(
+        ids=np.arange(1, len(readers) + 1, dtype=np.int64),
+        users=np.array(readers, dtype=object),
+        times=np.full(len(readers), start),
+        history=np.arange(len(readers), dtype=np.int32),
+        history_offsets=ends(before),
+        history_news=np.concatenate(before).astype(np.int32),
+        offsets=ends(shown),
+        news=np.concatenate(shown).astype(np.int32),
+        labels=np.concatenate(labels),
+    )
 
 
 def limit(n: int, most: int | None, seed: int) -> np.ndarray:

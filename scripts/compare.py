@@ -19,7 +19,7 @@ from tqdm import tqdm
 
 from mindlab import cli, protocols
 from mindlab import report as reporting
-from mindlab.compare import ORACLE, Request, compare
+from mindlab.compare import ORACLE, Request, compare, names_of
 from mindlab.mind import read_mind
 from mindlab.recommenders import SIMPLE
 from mindlab.recommenders.oracle import FILE_NAME
@@ -30,7 +30,7 @@ def main() -> None:
     """Fit, score, measure, write the table and the page."""
     parser = cli.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and dev/")
-    parser.add_argument("--protocol", choices=("dev",), default="dev")
+    parser.add_argument("--protocol", choices=("dev", "sampled", "sampled-impression"), default="dev")
     parser.add_argument(
         "--split", choices=("test", "valid"), default="test", help="valid: 14 November, to choose on"
     )
@@ -46,20 +46,28 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="gets a folder for each row, and the table")
     args = parser.parse_args()
     is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
-    names = args.only.split(",") if args.only else [*SIMPLE, *([ORACLE] if is_synthetic else [])]
+    names = [name for name in names_of(args.protocol) if is_synthetic or name != ORACLE]
+    names = args.only.split(",") if args.only else names
     request = Request(args.data, args.protocol, args.split, args.limit, args.seed, args.seeds)
     with tqdm(names, unit=" methods", file=sys.stderr) as bar:
         runs = compare(request, names, args.out, lambda _: named(bar))
+    mind = read_mind(args.data)
+    splits = protocols.splits_of(args.protocol, mind, args.seed)
+    test = splits[args.split].take(protocols.limit(len(splits[args.split]), args.limit, args.seed))
+    notes = []
+    if args.protocol.startswith("sampled"):
+        notes.append(
+            f"One click and at most {protocols.NEGATIVES} others a case, so not comparable with any other protocol; "
+            f"{protocols.short_share(test):.0%} of the cases have fewer others."
+        )
     context = {
         "title": "Recommenders on the same impressions",
         "data": args.data,
         "synthetic": is_synthetic,
         "command": shlex.join(["python", *sys.argv]),
+        "notes": notes,
     }
     board = reporting.leaderboard([*runs, *args.add], context=context)
-    mind = read_mind(args.data)
-    splits = protocols.splits_of(args.protocol, mind, args.seed)
-    test = splits[args.split].take(protocols.limit(len(splits[args.split]), args.limit, args.seed))
     train = splits["fit" if args.split == "valid" else "train"]
     slices = measure_slices(board["evaluations"], masks(test, train, mind.news))
     page = reporting.write_leaderboard(args.out, board, slices=slices)

@@ -67,3 +67,18 @@ def test_mistakes_are_one_line(run_compare, tmp_path):
     code, _, err = run_compare("--only", "populrity", "--out", tmp_path)
     assert code == 2
     assert err.splitlines()[-1].startswith("error: no recommender 'populrity'; expected one of random")
+
+
+@pytest.mark.parametrize("protocol", ["sampled", "sampled-impression"])
+def test_sampled_protocols(run_compare, tmp_path, protocol):
+    code, out, _ = run_compare(
+        "--protocol", protocol, "--only", "random,popularity,category", "--out", tmp_path
+    )
+    assert code == 0
+    rows = json.loads((tmp_path / "leaderboard.json").read_text("utf-8"))
+    assert {row["protocol"] for row in rows} == {protocol}
+    assert all(0 < row["recall5"] < row["recall10"] <= 1 for row in rows)
+    assert "not comparable with any other protocol" in out
+    code, _, err = run_compare("--protocol", protocol, "--only", "oracle", "--out", tmp_path)
+    assert code == 2
+    assert f"oracle does not apply to protocol {protocol}" in err

@@ -1,15 +1,25 @@
 """mindlab.protocols: who trains, who tests, by hand and at MIND's own size."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 
 from mindlab.errors import UserError
 from mindlab.mind import Impressions, Mind, read_mind
-from mindlab.protocols import dev_splits, limit, seed_splits, splits_of
+from mindlab.protocols import (
+    INTERACTIONS,
+    NEGATIVES,
+    dev_splits,
+    limit,
+    sampled_impressions,
+    seed_splits,
+    short_share,
+    splits_of,
+)
 from mindlab.synthetic import MINDSMALL
-from tests.handmade import make_impressions, make_news
+from tests.handmade import make_impressions, make_news, random_impressions
 
 
 def plain_impressions(n: int) -> Impressions:
@@ -75,7 +85,7 @@ def test_dev_splits_without_a_dev_file_have_no_test(week):
 
 
 def test_a_protocol_that_is_not_there_is_the_users_to_mend(week):
-    with pytest.raises(UserError, match="protocol 'mine': expected seed or dev"):
+    with pytest.raises(UserError, match="protocol 'mine': expected seed, dev, sampled"):
         splits_of("mine", week, 0)
     with pytest.raises(UserError, match="no train split, only dev"):
         seed_splits(replace(week, splits={"dev": week.splits["dev"]}), 0)
@@ -111,3 +121,55 @@ def test_the_builder_gives_the_tutorials_counts_from_files_of_mindsmalls_size(tm
     for name, entry in made.items():
         text = (tmp_path / "out" / entry["file"]).read_text(encoding="utf-8")
         assert text.count('{"system"') == entry["records"], name
+
+
+def test_sampled_impressions_have_one_click_and_others_of_the_same_impression():
+    whole = random_impressions(np.random.default_rng(0), n=400)
+    few = sampled_impressions(whole, seed=1, negatives=4)
+    assert np.array_equal(few.ids, whole.ids)
+    first = []
+    for i in range(len(whole)):
+        labels, shown = few.candidate_labels(i), few.candidates(i)
+        clicked = set(whole.candidates(i)[whole.candidate_labels(i) == 1].tolist())
+        others = set(whole.candidates(i).tolist()) - clicked
+        assert labels.sum() == 1
+        assert set(shown[labels == 1].tolist()) <= clicked
+        assert set(shown[labels == 0].tolist()) <= others
+        assert len(shown) == len(set(shown.tolist())) == 1 + min(4, len(others))
+        first.append(labels[0] / (1 / len(labels)))
+    assert np.mean(first) == pytest.approx(1, abs=0.2)  # the click stands anywhere
+    shares = [len(whole.candidates(i)) - whole.candidate_labels(i).sum() < 4 for i in range(len(whole))]
+    assert short_share(few, 4) == pytest.approx(np.mean(shares))
+    assert np.array_equal(sampled_impressions(whole, 1, 4).news, few.news)
+    assert not np.array_equal(sampled_impressions(whole, 2, 4).news, few.news)
+
+
+def test_sampled_asks_for_the_last_click():
+    mind = read_mind(Path(__file__).parents[1] / "data/sample")
+    splits = splits_of("sampled", mind, 7)
+    known = {}
+    for part in mind.splits.values():
+        for i, user in enumerate(part.users):
+            known.setdefault(str(user), []).append(part.reader_history(i))
+    test, train = splits["test"], splits["train"]
+    assert not set(test.users) & set(train.users)
+    assert len(train) == int(0.8 * (len(train) + len(test)))
+    assert len(test) > 50
+    assert (np.diff(test.offsets) == 1 + NEGATIVES).all()
+    assert (np.diff(train.offsets) == 2).all()
+    for part in (test, train):
+        for i in range(len(part)):
+            whole = known[part.users[i]][0]
+            labels, shown, history = part.candidate_labels(i), part.candidates(i), part.reader_history(i)
+            assert shown[labels == 1].tolist() == [whole[-1]]
+            assert not np.isin(shown[labels == 0], whole).any()
+            assert history.tolist() == whole[whole != whole[-1]][-INTERACTIONS[1] :].tolist()
+            assert INTERACTIONS[0] <= len(history) <= INTERACTIONS[1]
+    assert test.labels[test.offsets[:-1]].mean() < 0.2
+    again = splits_of("sampled", mind, 7)["test"]
+    assert np.array_equal(again.news, test.news)
+
+
+def test_sampled_needs_readers_with_clicks(week):
+    with pytest.raises(UserError, match="readers with more than 10 clicks"):
+        splits_of("sampled", week, 0)

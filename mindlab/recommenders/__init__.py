@@ -20,6 +20,7 @@ def _neural(name: str) -> Recommender:
 
 
 NEURAL = ("nrms", "naml", "lstur")
+STREAMING = (StreamingPopularity.name, Freshness.name, Boosting.name)
 LEARNED = (Boosting.name, *NEURAL)  # whose weights depend on the training seed
 # Those that need nothing but data; `oracle` needs a file and is built by its own class.
 SIMPLE = {

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from mindlab.mind import Impressions, News
 from mindlab.recommenders.base import training_labels, used_histories
-from mindlab.recommenders.minilm import MiniLM
+from mindlab.recommenders.minilm import CANDIDATES_PER_CHUNK, MiniLM
 from mindlab.recommenders.past import PastLog
 
 PAD = 0
@@ -40,7 +40,7 @@ class Settings:
     batch_size: int = 32
     most_epochs: int = 8
     word_vectors: str = "minilm"  # or "random"
-    device: str = "cpu"
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
 
 
 class Attention(nn.Module):
@@ -261,8 +261,12 @@ class Neural:
                 )
             readers = torch.cat(readers).cpu().numpy()
         owner = np.repeat(which.reshape(-1), np.diff(test.offsets))
-        products = np.einsum("ij,ij->i", readers[owner], vectors.cpu().numpy()[test.news])
-        return products.astype(np.float64)
+        vectors = vectors.cpu().numpy()
+        scores = np.empty(len(owner))
+        for start in range(0, len(owner), CANDIDATES_PER_CHUNK):
+            part = slice(start, start + CANDIDATES_PER_CHUNK)
+            scores[part] = np.einsum("ij,ij->i", readers[owner[part]], vectors[test.news[part]])
+        return scores
 
     def _prepare(self, news: News) -> None:
         """Turn the catalogue into token and topic numbers, and load the first word vectors."""

@@ -5,7 +5,7 @@ from typing import Self
 import numpy as np
 
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import training_labels
+from mindlab.recommenders.base import training_labels, used_histories
 from mindlab.recommenders.past import PastLog
 
 
@@ -25,6 +25,19 @@ class StaticPopularity:
     def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
         """Return the click counts of the candidates."""
         return self._clicks[test.news]
+
+
+class HistoryPopularity(StaticPopularity):
+    """Score = how often the news stands in the training readers' histories or is their target: for `sampled`."""
+
+    def fit(
+        self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
+    ) -> Self:
+        """Count the clicks of each news, those in histories too."""
+        super().fit(train, news, valid, rng)
+        _, history, _ = used_histories(train)
+        self._clicks = self._clicks + np.bincount(history, minlength=len(news))
+        return self
 
 
 class StreamingPopularity:
