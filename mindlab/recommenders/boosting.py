@@ -4,6 +4,7 @@ from typing import Self
 
 import numpy as np
 
+from mindlab.errors import UserError
 from mindlab.mind import Impressions, News
 from mindlab.recommenders.base import history_share, training_labels
 from mindlab.recommenders.category import CategoryShare
@@ -85,8 +86,7 @@ class Boosting:
         return (clicks + STRENGTH * self._rate) / (exposures + STRENGTH)
 
     def _boost(self, x: np.ndarray, train: Impressions, rows: np.ndarray, late: np.ndarray | None):
-        import lightgbm
-
+        lightgbm = _lightgbm()
         owner = np.repeat(np.arange(len(train)), np.diff(train.offsets))
         settings = {
             "objective": "lambdarank", "metric": "ndcg", "eval_at": [10], "learning_rate": 0.05, "num_leaves": 15,
@@ -103,6 +103,17 @@ class Boosting:
             return lightgbm.train(settings, fitting, self.rounds)
         stop = lightgbm.early_stopping(PATIENCE, verbose=False)
         return lightgbm.train(settings, fitting, MOST_ROUNDS, [data(late, fitting)], callbacks=[stop])
+
+
+def _lightgbm():
+    """Import LightGBM; its wheel leaves the OpenMP library to the system."""
+    try:
+        import lightgbm
+    except OSError as error:
+        raise UserError(
+            f"lightgbm needs OpenMP ({error}): apt install libgomp1, or on macOS brew install libomp"
+        ) from None
+    return lightgbm
 
 
 def _rank_within(values: np.ndarray, owner: np.ndarray, sizes: np.ndarray) -> np.ndarray:
