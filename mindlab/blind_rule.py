@@ -112,7 +112,9 @@ class Layout:
             if len(found.content) <= 40
         )
         self.constants = [
-            pair for pair, count in contents.most_common(60) if count >= max(3, COMMON * n) and pair[0]
+            pair
+            for pair, count in contents.most_common(60)
+            if count >= max(3, COMMON * n) and pair[0] and not _NUMBER.fullmatch(pair[1].strip())
         ]
         self.names: list[str] = []
 
@@ -237,9 +239,14 @@ def _paths(tree: DecisionTreeClassifier, names: Sequence[str], constant: str) ->
     """Return in words when the tree answers something else than `constant`."""
     inner, said = tree.tree_, []
 
-    def walk(node: int, conditions: list[str]) -> None:
+    def answers(node: int) -> set[str]:
         if inner.children_left[node] == -1:
-            answer = str(tree.classes_[inner.value[node][0].argmax()])
+            return {str(tree.classes_[inner.value[node][0].argmax()])}
+        return answers(inner.children_left[node]) | answers(inner.children_right[node])
+
+    def walk(node: int, conditions: list[str]) -> None:
+        if len(below := answers(node)) == 1:  # the tree may part what it answers alike
+            (answer,) = below
             if answer != constant:
                 said.append(f"{answer!r} if {' and '.join(conditions) or 'always'}")
             return

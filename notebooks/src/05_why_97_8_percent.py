@@ -1,0 +1,236 @@
+# %% [markdown]
+# # 05 Why 97.8 percent
+#
+# - **Reads**: `data/sample` (synthetic MIND)
+# - **Writes**: `runs/notebook_05`: the tutorial's records, a leaky data set of your own, two run folders
+# - **Time on the sample**: under a minute. **Hardware**: any CPU
+# - **Previous**: [04 Predict and score](04_predict_and_score.ipynb). **Next**: your own data set, with
+#   `scripts/audit.py`
+#
+# You will be able to
+# 1. reproduce the tutorial's accuracy with one line of code and no model;
+# 2. say for which impressions the leak tells most, and why precision gives it away;
+# 3. audit any data set of prompts for leaks of this kind, and build one that has none.
+
+# %%
+import json
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+
+from mindlab import alpaca, compare, protocols
+from mindlab.leakage import audit
+from mindlab.metrics import answer_metrics, evaluate
+from mindlab.mind import read_mind
+from mindlab.notebook import setup
+from mindlab.predictions import read_predictions
+from mindlab.recommenders.leak_rule import always_no, leak_rule
+
+# %% tags=["parameters"]
+data = "data/sample"
+seed = 42
+out = "runs/notebook_05"
+
+# %%
+setup(data, seed)
+plt.rcParams.update({"figure.figsize": (7, 2.6), "figure.dpi": 80, "figure.constrained_layout.use": True})
+
+# %% [markdown]
+# ## 1 What does the tutorial measure?
+#
+# It takes the last candidate of each impression as the target, puts the **other candidates of the same
+# impression** into the prompt, sorted by whether the reader clicked them, and asks for Yes or No. Here is
+# one such record, the shortest whose answer is Yes:
+
+# %%
+mind = read_mind(data)
+titles = alpaca.neutral_titles(mind.news)
+test = protocols.seed_splits(mind, seed)["test"]
+parts = list(alpaca.likes_dislikes_parts(test, titles))
+shortest = min((p for p in parts if p.is_click), key=lambda p: len(p.likes + p.dislikes))
+print(alpaca.LikesDislikes().record(shortest)["input"])
+
+# %% [markdown]
+# Nobody clicked another headline of this list. But MIND holds only impressions with at least one click.
+# So who was it? Before any model: how often are two answers right that read no headline, **always No**, and
+# **Yes, if and only if no other candidate was clicked**?
+
+# %%
+last = np.full(len(test), -1)
+truth = test.labels[test.offsets[1:] - 1]
+found = {
+    name: answer_metrics(rule(test, last), truth, test.users, rng=np.random.default_rng(seed))
+    for name, rule in {"always No": always_no, "the leak rule": leak_rule}.items()
+}
+columns = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "tp", "fp", "fn", "tn"]
+display(pd.DataFrame(found).T[columns].astype(float).round(3))
+
+# %%
+assert found["the leak rule"]["fp"] == 0, "a Yes of the rule is certain: every impression has a click"
+assert found["the leak rule"]["accuracy_low"] > found["always No"]["accuracy"]
+
+# %% [markdown]
+# ## 2 Does a tuned model do this?
+#
+# A public re-run of the tutorial (Qwen3 with eight billion weights, on MINDsmall) published its four counts:
+# [evaluation_results_full.json](https://github.com/Wuxb02/Qwen3_rec). A model that has learnt taste makes
+# mistakes of both kinds. A model that has learnt the rule says Yes only where Yes is certain.
+
+# %%
+published = {"tp": 883, "fp": 0, "fn": 193, "tn": 8924}
+n = sum(published.values())
+rerun = {
+    "accuracy": (published["tp"] + published["tn"]) / n,
+    "always No": (published["fp"] + published["tn"]) / n,
+    "precision": published["tp"] / (published["tp"] + published["fp"]),
+    "recall": published["tp"] / (published["tp"] + published["fn"]),
+}
+ours = found["the leak rule"] | {"always No": found["always No"]["accuracy"]}
+table = {"re-run, tuned model": rerun, "sample, one line of code": {key: ours[key] for key in rerun}}
+display(pd.DataFrame(table).T.round(3))
+
+# %% [markdown]
+# Not one false Yes among thousands of chances, and a recall that is the share of clicks that come alone.
+# That is the signature of the rule. (It does not prove that the model uses nothing else; it shows that
+# nothing else is needed.)
+
+# %%
+assert published["fp"] == found["the leak rule"]["fp"] == 0
+
+# %% [markdown]
+# ## 3 Where does it leak most?
+#
+# The rule misses only clicks that have company, and long lists have more clicks. With two candidates it
+# must be right always: one of them was clicked.
+
+# %%
+sizes = np.diff(test.offsets)
+groups = pd.cut(sizes, [1, 2, 5, 10, 20, 50, 100, sizes.max() + 1])
+rows = pd.DataFrame({"candidates": groups, "truth": truth, "yes": leak_rule(test, last)})
+rows["right"] = rows["yes"] == (rows["truth"] == 1)
+by_size = rows.groupby("candidates", observed=True).agg(
+    impressions=("right", "size"), accuracy=("right", "mean"), always_no=("truth", lambda t: 1 - t.mean())
+)
+by_size["recall"] = rows[rows["truth"] == 1].groupby("candidates", observed=True)["yes"].mean()
+display(by_size.round(3))
+
+# %%
+axes = by_size[["accuracy", "always_no", "recall"]].plot.bar(rot=0, xlabel="candidates of the impression")
+axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1), ncols=3)
+plt.show()
+
+# %% [markdown]
+# In the short lists the rule wins most over always No; in the long ones it barely matters what is
+# answered, because almost every answer is No. An accuracy over all of them is a mixture of a leak and of a
+# constant.
+
+# %%
+assert by_size["accuracy"].iloc[0] == 1.0
+assert (by_size["accuracy"] >= by_size["always_no"]).all()
+
+# %% [markdown]
+# ## 4 Would you have seen it?
+#
+# `scripts/audit.py` fits a rule that sees only the form of a prompt (which fields there are, how many items
+# they have, punctuation, never a headline) and asks whether it beats the best constant answer on records
+# that it was not fitted on. It takes any Alpaca data set. On the tutorial's records:
+
+# %%
+tutorial = Path(out) / "tutorial"
+alpaca.build(mind, alpaca.BuildOptions("seed", "likes_dislikes", seed), tutorial)
+(verdicts,) = audit(tutorial)
+display(
+    pd.DataFrame([(v.kind, v.check, v.text) for v in verdicts.verdicts])
+    .style.hide(axis="index")
+    .hide(axis="columns")
+)
+
+# %%
+assert verdicts.has_leak
+assert "[User likes]" in verdicts.verdicts[0].text, "the audit names the field that tells"
+
+# %% [markdown]
+# ## 5 What does honest scoring say?
+#
+# The same news and the same readers, nothing known of the impression, every candidate ranked, MIND's own
+# metrics, and simple methods only. (What a language model adds is in notebook 04.)
+
+# %%
+simple = ["random", "popularity", "category", "tfidf"]
+runs = compare.compare(compare.Request(data, seed=seed), simple, Path(out) / "dev")
+measured = {}
+for name, run in zip(simple, runs, strict=True):
+    predictions = read_predictions(run / "predictions.parquet")
+    measured[name] = evaluate(predictions, rng=np.random.default_rng(seed), protocol="dev").summary
+honest = pd.DataFrame(measured).T[["n_impressions", "auc", "auc_low", "auc_high", "mrr", "ndcg5", "ndcg10"]]
+display(honest.astype(float).round(3))
+
+# %% [markdown]
+# That is the scale on which news recommendation happens: between a half and, for the best systems on MIND's
+# own leaderboard, not quite three quarters. Whoever reports nearly one has asked another question.
+
+# %%
+assert honest["auc"].astype(float).between(0.4, 0.9).all()
+assert honest.loc["category", "auc_low"] > honest.loc["random", "auc"]
+
+# %% [markdown]
+# ## Exercises
+#
+# **1 Predict.** The target is the last candidate. Would the rule score less if it were a random one?
+
+# %% tags=["solution"]
+# No: the lists are shuffled, so every place is like the last.
+place = np.random.default_rng(seed).integers(0, sizes)
+is_right = leak_rule(test, place) == (test.labels[test.offsets[:-1] + place] == 1)
+print(f"{is_right.mean():.3f} at a random place, {found['the leak rule']['accuracy']:.3f} at the last")
+assert abs(is_right.mean() - found["the leak rule"]["accuracy"]) < 0.03
+
+# %% [markdown]
+# **2 Change.** Take the honest `pointwise` records and plant a leak of your own, one that a careless author
+# could make. The audit must find it.
+
+# %% tags=["solution"]
+# A popularity counted over everything, the click in question included.
+mine = Path(out) / "mine"
+alpaca.build(mind, alpaca.BuildOptions("dev", "pointwise", seed), mine)
+assert not any(found.has_leak for found in audit(mine))
+for path in (mine / f"processed/mind_dev_pointwise_{part}.json" for part in ("fit", "valid")):
+    records = json.loads(path.read_text(encoding="utf-8"))
+    rng = np.random.default_rng(seed)
+    for record in records:
+        clicks = rng.poisson(0.5) + (record["output"] == "Yes.") * rng.integers(1, 4)
+        record["input"] += f"\nClicks so far: {clicks}"
+    path.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+caught = [found for found in audit(mine) if found.has_leak]
+print(caught[0].verdicts[0].text)
+assert "Clicks so far" in caught[0].verdicts[0].text
+
+# %% [markdown]
+# **3 Build.** Another way to fool oneself: parts that share impressions. Put some of the tutorial's training
+# records into its test file, and let the audit name that fault too.
+
+# %% tags=["solution"]
+train_file, test_file = (tutorial / f"processed/mind_{part}.json" for part in ("train", "test"))
+records = json.loads(test_file.read_text(encoding="utf-8"))
+records += json.loads(train_file.read_text(encoding="utf-8"))[:50]
+test_file.write_text(json.dumps(records, ensure_ascii=False), encoding="utf-8")
+shared = [v for v in audit(tutorial)[0].verdicts if v.check == "shared impressions"]
+print(shared[0].kind, shared[0].count, shared[0].text)
+assert shared[0].kind == "LEAK"
+
+# %% [markdown]
+# ## What you made
+
+# %%
+made = sorted(Path(out).glob("*/processed/*_*.json")) + [run / "predictions.parquet" for run in runs]
+display(
+    pd.DataFrame(
+        {"file": [path.as_posix() for path in made], "bytes": [path.stat().st_size for path in made]}
+    )
+)
+
+# %% [markdown]
+# Next: `python scripts/audit.py` on a data set of your own.
