@@ -264,7 +264,7 @@ def test_pointwise_drops_history_until_the_longest_candidate_fits(tiny_glm, glm4
 def test_a_request_that_cannot_be_met_leaves_nothing_behind(request_of, tmp_path):
     for change, message in (
         ({"protocol": "seed"}, "does not go with"),
-        ({"protocol": "mine"}, "expected seed or dev"),
+        ({"protocol": "mine"}, "expected seed, dev"),
         ({"split": "best"}, "has no split 'best', only fit, valid, train, test"),
         ({"engine": "warp"}, "engine 'warp': expected hf"),
         ({"limit": 0}, "expected at least 1"),

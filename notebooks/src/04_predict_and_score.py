@@ -6,7 +6,7 @@
 # - **Writes**: run folders under `runs/notebook_04`: predictions and a manifest each
 # - **Time on the sample**: a few minutes. **Hardware**: two CPU cores
 # - **Previous**: [03 Fine-tune with LLaMA-Factory](03_finetune_with_llamafactory.ipynb). **Next**: [05 Why
-#   97.8 percent](05_why_97_8_percent.ipynb)
+#   ninety-eight percent](05_why_97_8_percent.ipynb)
 #
 # You will be able to
 # 1. measure the tutorial's accuracy, and name the two answers that know nothing about news and must stand
@@ -308,4 +308,4 @@ display(pd.DataFrame(files, index=list(made)))
 
 # %% [markdown]
 # Next: run this notebook again with the adapter of notebook 03, `saves/notebook_03`, in `dev_adapter`; then
-# [05 Why that much](05_why_97_8_percent.ipynb).
+# [05 Why ninety-eight percent](05_why_97_8_percent.ipynb).

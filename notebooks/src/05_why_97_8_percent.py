@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 05 Why 97.8 percent
+# # 05 Why ninety-eight percent
 #
 # - **Reads**: `data/sample` (synthetic MIND)
 # - **Writes**: `runs/notebook_05`: the tutorial's records, a leaky data set of your own, two run folders
