@@ -4,6 +4,9 @@ Fits and scores every method that needs no language model; those that are learne
 Rows of language models come from run folders of scripts/predict.py (--add), if they scored the same impressions.
 What is done already is kept; after Ctrl-C run the same command again.
 
+Not yet run whole: on data/sample and 2 cores two trainings of nrms took more than eight minutes, so the default
+(three networks, three seeds) takes more than an hour. --seeds 1 or --only leaves the networks out or shortens it.
+
 Examples:
   python scripts/compare.py --data data/sample --out runs/compare
   python scripts/compare.py --data data/sample --only popularity,category,lightgbm --limit 150 --out runs/small
