@@ -36,8 +36,8 @@ class Settings:
     title_length: int = 24
     negatives: int = 4
     dropout: float = 0.2
-    learning_rate: float = 5e-4
-    batch_size: int = 32
+    learning_rate: float = 1e-3
+    batch_size: int = 128
     most_epochs: int = 8
     word_vectors: str = "minilm"  # or "random"
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
@@ -60,15 +60,13 @@ class Attention(nn.Module):
 class SelfAttention(nn.Module):
     """Multi-head self-attention and then `Attention`, as NRMS uses for words and for clicks."""
 
-    def __init__(self, inputs: int, settings: Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.into = nn.Linear(inputs, settings.width)
         self.mix = nn.MultiheadAttention(settings.width, settings.heads, settings.dropout, batch_first=True)
         self.drop, self.pool = nn.Dropout(settings.dropout), Attention(settings.width)
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
         """Return (batch, width)."""
-        states = self.into(states)
         seen = mask.clone()
         seen[:, 0] = True  # attention over nothing is NaN; the pooling leaves such a row out again
         mixed, _ = self.mix(states, states, states, key_padding_mask=~seen, need_weights=False)
@@ -78,9 +76,9 @@ class SelfAttention(nn.Module):
 class WordCNN(nn.Module):
     """A convolution over three words and then `Attention`, as NAML and LSTUR read titles."""
 
-    def __init__(self, inputs: int, settings: Settings) -> None:
+    def __init__(self, settings: Settings) -> None:
         super().__init__()
-        self.convolve = nn.Conv1d(inputs, settings.width, 3, padding=1)
+        self.convolve = nn.Conv1d(settings.width, settings.width, 3, padding=1)
         self.drop, self.pool = nn.Dropout(settings.dropout), Attention(settings.width)
 
     def forward(self, states: torch.Tensor, mask: torch.Tensor) -> torch.Tensor:
@@ -100,6 +98,7 @@ class Model(nn.Module):
         super().__init__()
         self.settings, self.texts = settings, texts
         self.words = nn.Embedding.from_pretrained(words, freeze=False, padding_idx=PAD)
+        self.project = nn.Linear(words.shape[1], settings.width)
         self.drop = nn.Dropout(settings.dropout)
 
     def read(self, news: torch.Tensor) -> torch.Tensor:
@@ -113,7 +112,9 @@ class Model(nn.Module):
     def title(self, news: torch.Tensor, encoder: nn.Module) -> torch.Tensor:
         """Return what `encoder` makes of the titles."""
         tokens = self.texts["title"][news]
-        return encoder(self.drop(self.words(tokens)), tokens != PAD)
+        # Every word is projected once, not once for each place it stands in: most of the time went there.
+        table = self.project(self.words.weight)
+        return encoder(self.drop(functional.embedding(tokens, table)), tokens != PAD)
 
 
 class NRMSModel(Model):
@@ -121,8 +122,8 @@ class NRMSModel(Model):
 
     def __init__(self, words, texts, n_readers, settings):
         super().__init__(words, texts, n_readers, settings)
-        self.title_encoder = SelfAttention(words.shape[1], settings)
-        self.reader_encoder = SelfAttention(settings.width, settings)
+        self.title_encoder = SelfAttention(settings)
+        self.reader_encoder = SelfAttention(settings)
 
     def read(self, news):
         return self.title(news, self.title_encoder)
@@ -136,7 +137,7 @@ class NAMLModel(Model):
 
     def __init__(self, words, texts, n_readers, settings):
         super().__init__(words, texts, n_readers, settings)
-        self.title_encoder = WordCNN(words.shape[1], settings)
+        self.title_encoder = WordCNN(settings)
         self.topics = nn.ModuleDict(
             {name: nn.Embedding(int(texts[name].max()) + 1, 32) for name in ("category", "subcategory")}
         )
@@ -163,7 +164,7 @@ class LSTURModel(Model):
     def __init__(self, words, texts, n_readers, settings):
         super().__init__(words, texts, n_readers, settings)
         half = settings.width // 2
-        self.title_encoder = WordCNN(words.shape[1], settings)
+        self.title_encoder = WordCNN(settings)
         self.topics = nn.ModuleDict(
             {
                 name: nn.Embedding(int(texts[name].max()) + 1, half // 2)
