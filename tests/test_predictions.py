@@ -1,14 +1,18 @@
 """The predictions contract: what is written comes back, and what breaks it is named."""
 
 import zipfile
+from dataclasses import replace
 
 import numpy as np
+import official
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
 from mindlab.errors import UserError
+from mindlab.metrics import evaluate
+from mindlab.mind import read_mind
 from mindlab.predictions import (
     SCHEMA,
     case_offsets,
@@ -181,3 +185,73 @@ def test_what_cannot_be_submitted_is_refused(tmp_path, frame, change, message):
     with pytest.raises(UserError, match=message):
         write_prediction_zip(tmp_path / "prediction.zip", change(frame))
     assert list(tmp_path.iterdir()) == []
+
+
+def lines_of(path):
+    with zipfile.ZipFile(path) as archive:
+        return archive.read("prediction.txt").decode().splitlines(keepends=True)
+
+
+@pytest.fixture
+def large_test(tmp_path):
+    """The shape of MINDlarge's test split: bare ids in the file, and labels that the server alone has."""
+    rng = np.random.default_rng(0)
+    sizes = np.append([2, 300], rng.integers(2, 100, 2998))
+    ids = rng.permutation(3000) + 7  # not sorted: the file's order is the one to keep
+    with (tmp_path / "behaviors.tsv").open("w") as file:
+        for i, size in zip(ids, sizes, strict=True):
+            shown = " ".join(f"N{n}" for n in rng.choice(400, size, replace=False))
+            file.write(f"{i}\tU{i % 900}\t11/20/2019 9:05:00 AM\tN1 N2\t{shown}\n")
+    catalogue = [f"N{n}\tnews\tus\tTitle {n}\t\t\t[]\t[]\n" for n in range(400)]
+    (tmp_path / "news.tsv").write_text("".join(catalogue))
+    labels = np.concatenate([rng.permutation(np.arange(size) < min(3, size - 1)) for size in sizes])
+    return read_mind(tmp_path, splits=("test",)), ids, sizes, labels.astype(np.int8)
+
+
+def test_the_official_script_finds_our_numbers_in_a_submission(large_test, tmp_path, monkeypatch):
+    monkeypatch.setattr("mindlab.predictions.ZIP_CASES_PER_CHUNK", 1000)
+    mind, ids, sizes, labels = large_test
+    test = mind.splits["test"]
+    assert test.labels is None
+    # Without ties, and neither perfect nor chance, which a wrong order could give as well.
+    scores = np.random.default_rng(1).permutation(len(labels)) + 0.3 * len(labels) * labels + labels / 2
+    assert len(np.unique(scores)) == len(scores)
+
+    write_prediction_zip(tmp_path / "prediction.zip", from_scores("test", test, mind.news, scores))
+    lines = lines_of(tmp_path / "prediction.zip")
+    parsed = [official.parse_line(line) for line in lines]
+    assert [impression_id for impression_id, _ in parsed] == [str(i) for i in ids]
+    for (_, ranks), size in zip(parsed, sizes, strict=True):
+        assert sorted(ranks) == list(range(1, size + 1))
+
+    is_masked = np.arange(len(ids)) % 3 == 1  # the server masks some, and skips their lines
+    parts = np.split(labels, test.offsets[1:-1])
+    truth = [
+        f"{i} [{'' if masked else ','.join(map(str, part))}]\n"
+        for i, masked, part in zip(ids, is_masked, parts, strict=True)
+    ]
+    labelled = from_scores("test", replace(test, labels=labels), mind.news, scores)
+    known = pa.array(labels, mask=np.repeat(is_masked, sizes))
+    ours = evaluate(replaced(labelled, "label", known), rng=np.random.default_rng(0)).summary
+    assert ours["n_unlabelled"] == 1000
+    assert 0.6 < ours["auc"] < 0.9
+    for name, value in official.score_submission(truth, lines).items():
+        assert abs(ours[name] - value) < 1e-6
+
+
+@pytest.mark.parametrize(
+    ("change", "error", "message"),
+    [
+        (lambda lines: [line.replace(",", ", ") for line in lines], ValueError, "Invalid Input Format"),
+        (lambda lines: lines[::-1], ValueError, "Inconsistent Impression Id 2 and 1"),
+        (lambda lines: ["1 [2,1]\n", lines[1]], ValueError, "inconsistent numbers of samples"),
+        (lambda lines: ["1 [2,0,1]\n", lines[1]], ZeroDivisionError, "division by zero"),
+        (lambda lines: ["1 [-3,1,2]\n", lines[1]], ValueError, "a rank is below 1"),
+    ],
+)
+def test_the_official_script_refuses_a_spoilt_submission(tmp_path, frame, change, error, message):
+    write_prediction_zip(tmp_path / "prediction.zip", frame)
+    truth, lines = ["1 [0,1,0]\n", "2 [1,0]\n"], lines_of(tmp_path / "prediction.zip")
+    assert official.score_submission(truth, lines)["auc"] == 0.5
+    with pytest.raises(error, match=message):
+        official.score_submission(truth, change(lines))

@@ -7,8 +7,9 @@ import pytest
 
 from mindlab.alpaca import BuildOptions, build
 from mindlab.llm import predict
-from mindlab.mind import Mind
+from mindlab.mind import Impressions, Mind
 from mindlab.prompts import (
+    FORMATS,
     LikesDislikes,
     LikesDislikesParts,
     NextClick,
@@ -17,6 +18,7 @@ from mindlab.prompts import (
     NextTopicParts,
     Pointwise,
     PointwiseParts,
+    yes_no,
 )
 from tests.factory_rows import factory_rows
 from tests.handmade import make_impressions, make_news
@@ -216,13 +218,47 @@ def test_next_topic_in_both_languages(language, instruction, none):
 SIBLINGS = ([1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0])
 
 
+def prompts_without_labels(prompts_of, protocol, form):
+    """Return the prompts, having asserted that they are the same whatever the labels."""
+    first, *others = [
+        prompts_of(protocol, form, labels) for labels in (*SIBLINGS, [0, 0, 0, 1], [1, 1, 1, 1])
+    ]
+    assert all(other == first for other in others), "a prompt depends on a label"
+    return first
+
+
 @pytest.mark.parametrize("form", ["pointwise", "next_click", "next_topic"])
 def test_no_test_prompt_depends_on_a_label(test_prompts_of, form):
-    first, *others = [
-        test_prompts_of("dev", form, labels) for labels in (*SIBLINGS, [0, 0, 0, 1], [1, 1, 1, 1])
-    ]
-    assert len(first) >= (2 if form == "next_topic" else 4)  # topics: with history and without
-    assert all(other == first for other in others)
+    found = prompts_without_labels(test_prompts_of, "dev", form)
+    assert len(found) >= (2 if form == "next_topic" else 4)  # topics: with history and without
+
+
+@pytest.mark.parametrize("form", ["pointwise", "next_click", "next_topic"])
+def test_a_siblings_click_in_the_history_is_noticed(test_prompts_of, monkeypatch, form):
+    def with_clicks(impressions, i):
+        clicked = impressions.candidates(i)[impressions.candidate_labels(i) == 1]
+        return np.append(reader_history(impressions, i), clicked)
+
+    reader_history = Impressions.reader_history
+    monkeypatch.setattr(Impressions, "reader_history", with_clicks)
+    with pytest.raises(AssertionError, match="a prompt depends on a label"):
+        prompts_without_labels(test_prompts_of, "dev", form)
+
+
+def test_a_prompt_that_says_a_siblings_label_is_noticed(test_prompts_of, monkeypatch):
+    class Silent(LikesDislikes):
+        def record(self, parts, dropped=0):
+            return super().record(replace(parts, likes=[], dislikes=[]), dropped)
+
+    class Telling(Silent):
+        def record(self, parts, dropped=0):
+            return super().record(parts, dropped) | {"system": yes_no(TITLES[3] in parts.likes)}
+
+    monkeypatch.setitem(FORMATS, "likes_dislikes", Silent)
+    assert prompts_without_labels(test_prompts_of, "seed", "likes_dislikes")
+    monkeypatch.setitem(FORMATS, "likes_dislikes", Telling)
+    with pytest.raises(AssertionError, match="a prompt depends on a label"):
+        prompts_without_labels(test_prompts_of, "seed", "likes_dislikes")
 
 
 def test_the_tutorials_prompt_depends_on_its_siblings_labels_but_not_on_its_own(test_prompts_of):

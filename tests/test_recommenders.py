@@ -147,30 +147,65 @@ class TestPastLog:
         assert found[1].max() > 10
 
 
-@pytest.mark.parametrize("name", ["popularity-streaming", "freshness", "lightgbm"])
-def test_nothing_from_the_future(name):
-    """Everything at or after a moment is replaced: scores before it stay bit-equal. A click before it counts."""
+def two_days():
     rng = np.random.default_rng(7)
     train, test = random_impressions(rng), random_impressions(rng)
     test = replace(test, times=test.times + np.timedelta64(1, "D"))
     news = make_news([f"{i % 5} words {i}" for i in range(40)], [f"c{i % 4}" for i in range(40)])
-    recommender = fitted(make_recommender(name), train, news)
-    for moment in np.quantile(test.times.astype(np.int64), [0.3, 0.7]).astype("datetime64[s]"):
-        before = np.flatnonzero(test.times < moment)
+    return train, test, news
+
+
+def scores_without_the_future(recommender, train, test, news):
+    """Replace everything at or after the second of an impression: scores up to it must stay bit-equal.
+
+    Returns those scores, for two impressions of the day, with the impressions scored.
+    """
+    found = []
+    for moment in np.quantile(test.times.astype(np.int64), [0.3, 0.7], method="nearest"):
+        moment = moment.astype("datetime64[s]")
         other = random_impressions(np.random.default_rng(8), n=300)
         other = replace(other, times=moment + (other.times - other.times.min()))
-        real, changed = PastLog([train, test]), PastLog([train, test.take(before), other])
-        asked = test.take(before)
-        scores = score_without_labels(recommender, asked, news, real)
-        assert np.array_equal(scores, score_without_labels(recommender, asked, news, changed))
-        # The first impression of the day shown differently, or clicked differently.
-        first = int(np.argmin(test.times))
-        labels = test.labels.copy()
-        labels[test.offsets[first] : test.offsets[first + 1]] ^= 1
-        other_past = PastLog([train, replace(test, labels=labels)])
-        if name == "freshness":  # reads no click, but when news was first shown
-            other_past = PastLog([train.take(np.argsort(train.times)[5:]), test])
+        earlier, asked = (test.take(np.flatnonzero(at)) for at in (test.times < moment, test.times <= moment))
+        scores = score_without_labels(recommender, asked, news, PastLog([train, test]))
+        changed = score_without_labels(recommender, asked, news, PastLog([train, earlier, other]))
+        assert np.array_equal(scores, changed), "the future changed a score"
+        found.append((asked, scores))
+    return found
+
+
+@pytest.mark.parametrize("name", ["popularity-streaming", "freshness", "lightgbm"])
+def test_nothing_from_the_future(name):
+    """And yet a click before the impression counts."""
+    train, test, news = two_days()
+    recommender = fitted(make_recommender(name), train, news)
+    # The first impression of the day shown differently, or clicked differently.
+    first = int(np.argmin(test.times))
+    labels = test.labels.copy()
+    labels[test.offsets[first] : test.offsets[first + 1]] ^= 1
+    other_past = PastLog([train, replace(test, labels=labels)])
+    if name == "freshness":  # reads no click, but when news was first shown
+        other_past = PastLog([train.take(np.argsort(train.times)[5:]), test])
+    for asked, scores in scores_without_the_future(recommender, train, test, news):
         assert not np.array_equal(scores, score_without_labels(recommender, asked, news, other_past))
+
+
+class Foreseeing(StreamingPopularity):
+    """Asks the log of the past about a later moment than that of the impression."""
+
+    def __init__(self, seconds):
+        super().__init__()
+        self.ahead = np.timedelta64(seconds, "s")
+
+    def score(self, test, news, past):
+        return super().score(replace(test, times=test.times + self.ahead), news, past)
+
+
+@pytest.mark.parametrize("seconds", [1, 3600, 86400])  # one second later: the impression's own clicks
+def test_a_click_from_the_future_is_noticed(seconds):
+    train, test, news = two_days()
+    assert len(scores_without_the_future(fitted(Foreseeing(0), train, news), train, test, news)) == 2
+    with pytest.raises(AssertionError, match="the future changed a score"):
+        scores_without_the_future(fitted(Foreseeing(seconds), train, news), train, test, news)
 
 
 @pytest.mark.parametrize("name", [name for name in SIMPLE if name != "minilm"])
