@@ -19,6 +19,7 @@ from mindlab.files import atomic_path, sha256, write_json
 from mindlab.mind import Impressions, Mind, News
 from mindlab.prompts import (
     FORMATS,
+    YES_NO,
     LikesDislikes,
     LikesDislikesParts,
     NextClick,
@@ -35,7 +36,6 @@ from mindlab.special_tokens import neutralise
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
 FORMATS_OF = {"seed": ("likes_dislikes",), "dev": ("pointwise", "next_click", "next_topic")}
-YES_NO = (LikesDislikes.name, Pointwise.name)
 # The tutorial's names; every other data set is mind_<protocol>_<format>_<split>.
 TUTORIAL_NAMES = {"train": ("mind", "mind_train.json"), "test": ("mind_test", "mind_test.json")}
 SLACK = 8  # tokens by which a batch estimate may differ, at the seams between text and template
@@ -430,6 +430,15 @@ def is_built(out: Path, options: BuildOptions, inputs_sha256: dict[str, str]) ->
         and made["inputs_sha256"] == inputs_sha256
         and all(file.exists() and sha256(file) == expected for file, expected in files.items())
     )
+
+
+def share_of_yes(dataset_dir: str | Path, dataset: str) -> float | None:
+    """Return the share of Yes among the records of a data set; None for one that `build` did not make."""
+    path = Path(dataset_dir) / "processed" / f"{dataset.removesuffix('_train')}.manifest.json"
+    if not path.is_file():
+        return None
+    made = json.loads(path.read_text(encoding="utf-8"))["datasets"].get(dataset, {})
+    return made["records_yes"] / made["records"] if "records_yes" in made else None
 
 
 def _manifest_path(out: Path, options: BuildOptions) -> Path:

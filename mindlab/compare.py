@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,16 +12,25 @@ import pyarrow as pa
 from mindlab import predictions, protocols
 from mindlab.errors import UserError
 from mindlab.files import write_json
-from mindlab.mind import Mind, read_mind
+from mindlab.mind import Impressions, Mind, News, read_mind
 from mindlab.recommenders import LEARNED, SIMPLE, STREAMING, make_recommender
 from mindlab.recommenders.base import score_without_labels
 from mindlab.recommenders.leak_rule import always_no, leak_rule
 from mindlab.recommenders.oracle import Oracle
 from mindlab.recommenders.past import PastLog
 from mindlab.recommenders.popularity import HistoryPopularity
-from mindlab.runs import REQUEST, data_hashes, is_started, peak_memory_mb, provenance
+from mindlab.runs import (
+    REQUEST,
+    data_hashes,
+    is_started,
+    peak_memory_mb,
+    provenance,
+    reset_peak_memory,
+)
 
 ORACLE = "oracle"
+# Answers of the protocol `seed` that look at no news; the second reads the labels of the other candidates.
+BLIND = {"always-no": always_no, "leak-rule": leak_rule}
 
 
 @dataclass(frozen=True)
@@ -50,9 +59,10 @@ def compare(
     `train` split (the refit, 9-14 November), `valid` being part of it. Raises UserError for an unknown
     name, or a folder that holds another run.
     """
+    known = [*SIMPLE, ORACLE, *BLIND]
     for name in names:
-        if name not in SIMPLE and name != ORACLE:
-            raise UserError(f"no recommender {name!r}; expected one of {', '.join([*SIMPLE, ORACLE])}")
+        if name not in known:
+            raise UserError(f"no recommender {name!r}; expected one of {', '.join(known)}")
         if name not in names_of(request.protocol):
             raise UserError(
                 f"{name} does not apply to protocol {request.protocol} (see mindlab/protocols.py)"
@@ -73,11 +83,11 @@ def compare(
 def names_of(protocol: str) -> list[str]:
     """Return the recommenders that apply to a protocol.
 
-    `sampled` has no times, so nothing that counts clicks in time applies; an oracle's utilities belong to whole
-    impressions.
+    `sampled` has no times, so nothing that counts clicks in time applies; nor does it in `seed`, which trains and
+    tests on the same days. An oracle's utilities belong to whole impressions.
     """
-    if protocol == "sampled":
-        return [name for name in SIMPLE if name not in STREAMING]
+    if protocol in ("sampled", "seed"):
+        return [*(BLIND if protocol == "seed" else ()), *(name for name in SIMPLE if name not in STREAMING)]
     return [*SIMPLE, *([ORACLE] if protocol == "dev" else [])]
 
 
@@ -92,37 +102,44 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
     # On the validation split nothing of its own day may be learned from.
     train = splits["fit" if request.split == "valid" else "train"]
     seeds = [request.seed + k for k in range(_n_seeds(request, name))]
+    reset_peak_memory()
     train_seconds, score_seconds = [], []
     for k, seed in enumerate(seeds):
         begin = time.perf_counter()
-        if name == ORACLE:
+        if name in BLIND:
+            recommender = None
+        elif name == ORACLE:
             folder = "dev" if request.split == "test" else "train"
             recommender = Oracle(Path(request.data) / folder, mind.splits[folder])
         elif request.protocol == "sampled" and name == HistoryPopularity.name:
             recommender = HistoryPopularity()
         else:
             recommender = make_recommender(name)
-        # The validation split has no day before it to choose on.
-        valid = None if request.split == "valid" else splits.get("valid")
-        recommender.fit(train, mind.news, valid, np.random.default_rng(seed))
+        if recommender is not None:
+            # The validation split has no day before it to choose on.
+            valid = None if request.split == "valid" else splits.get("valid")
+            recommender.fit(train, mind.news, valid, np.random.default_rng(seed))
         fitted = time.perf_counter()
-        past = None
-        if (
-            recommender.track == "streaming"
-        ):  # what was shown and clicked, all of it, whatever the protocol samples
-            past = PastLog([mind.splits["train"], mind.splits["dev"]])
-        scores = score_without_labels(recommender, test, mind.news, past)
+        if recommender is None:
+            scores = np.where(BLIND[name](test, np.full(len(test), -1)), 1.0, -1.0)
+        else:
+            # What was shown and clicked, all of it, whatever the protocol samples.
+            is_streaming = recommender.track == "streaming"
+            past = PastLog([mind.splits["train"], mind.splits["dev"]]) if is_streaming else None
+            scores = score_without_labels(recommender, test, mind.news, past)
+            if request.protocol == "seed":
+                scores = lead_of_last(scores, test.offsets)
         train_seconds.append(fitted - begin)
         score_seconds.append(time.perf_counter() - fitted)
-        table = predictions.from_scores(request.split, test, mind.news, scores, case_ids=rows)
         file = "predictions.parquet" if k == 0 else f"predictions-{k + 1}.parquet"
+        table = _table(request, test, mind.news, scores, rows)
         predictions.write_predictions(run / file, table)
     write_json(
         run / "manifest.json",
         {
             "name": name,
             "protocol": request.protocol,
-            "track": recommender.track,
+            "track": getattr(recommender, "track", "static"),
             "request": asdict(request),
             "seeds": seeds,
             "n_impressions": len(rows),
@@ -134,6 +151,33 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
             **provenance(),
         },
     )
+
+
+def _table(request: Request, test: Impressions, news: News, scores: np.ndarray, rows: np.ndarray) -> pa.Table:
+    """Return scores as predictions; in `seed` those of the last candidates, with the answers they give."""
+    if request.protocol != "seed":
+        return predictions.from_scores(request.split, test, news, scores, case_ids=rows)
+    last = test.offsets[1:] - 1
+    asked = replace(test, offsets=np.arange(len(test) + 1), news=test.news[last], labels=test.labels[last])
+    answers = np.where(scores > 0, "Yes.", "No.").tolist()
+    places = np.diff(test.offsets) - 1
+    return predictions.from_scores(
+        request.split, asked, news, scores, answers, case_ids=rows, positions=places
+    )
+
+
+def lead_of_last(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
+    """Return by how much the last candidate of each impression leads the best of the others, (n_impressions,).
+
+    So a recommender answers the tutorial's question: Yes where it ranks the target alone at the top.
+
+    >>> lead_of_last(np.array([1.0, 3.0, 2.0, 2.0]), np.array([0, 2, 4])).tolist()
+    [2.0, 0.0]
+    """
+    last = offsets[1:] - 1
+    others = np.array(scores, dtype=np.float64)
+    others[last] = -np.inf
+    return scores[last] - np.maximum.reduceat(others, offsets[:-1])
 
 
 def _n_seeds(request: Request, name: str) -> int:

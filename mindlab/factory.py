@@ -9,6 +9,7 @@ import dataclasses
 import enum
 import json
 import os
+import re
 import signal
 import subprocess
 import sys
@@ -256,6 +257,12 @@ def is_finished(out: Path, wanted: Mapping[str, Any]) -> bool:
     return bool(record.get("finished")) and has_weights(out)
 
 
+def settings_of(out: str | Path) -> dict[str, Any] | None:
+    """Return the settings that a training of `train` was run with; None for a folder of another origin."""
+    path = Path(out) / RECORD
+    return json.loads(path.read_text(encoding="utf-8")).get("settings") if path.is_file() else None
+
+
 def has_weights(out: Path) -> bool:
     """Return whether a folder holds an adapter or a whole model."""
     return any((out / name).is_file() for name in ("adapter_model.safetensors", "adapter_model.bin")) or any(
@@ -408,3 +415,21 @@ def read_loss(output_dir: str | Path) -> list[dict[str, Any]]:
     rows, _ = read_rows(path, 0)
     by_step = {row["current_steps"]: row for row in rows if "loss" in row}
     return [by_step[step] for step in sorted(by_step)]
+
+
+def train_seconds(output_dir: str | Path) -> float | None:
+    """Return how long a training took, to the second, all its resumed parts together; None without a log.
+
+    trainer_log.jsonl counts the time of each start anew. What a stop lost is part of the time it took.
+    """
+    path = Path(output_dir) / LOSSES
+    if not path.is_file():
+        return None
+    total = last = 0.0
+    for row in read_rows(path, 0)[0]:
+        days, *clock = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+)", row["elapsed_time"]).groups()
+        hours, minutes, seconds = map(int, clock)
+        elapsed = 86400.0 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
+        total += elapsed - last if elapsed >= last else elapsed
+        last = elapsed
+    return total

@@ -267,6 +267,7 @@ class NextTopic:
 
 
 FORMATS = {form.name: form for form in (LikesDislikes, Pointwise, NextClick, NextTopic)}
+YES_NO = (LikesDislikes.name, Pointwise.name)  # whose score is log P(Yes) - log P(No)
 
 
 def history_length_of(form: str, asked: int | None) -> int | None:

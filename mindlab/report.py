@@ -13,11 +13,15 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
+from mindlab.calibration import calibration
 from mindlab.errors import UserError
 from mindlab.files import write_json, write_text
 from mindlab.metrics import RANKING_METRICS, SAMPLED_METRICS, Evaluation, evaluate_seeds, paired_differences
 from mindlab.predictions import read_predictions, seed_files
+from mindlab.prompts import YES_NO
 from mindlab.runs import read_manifest
 
 ORACLE = "oracle"
@@ -37,6 +41,7 @@ LABELS = {
     **{f"mrr{k}": f"MRR@{k}" for k in (3, 5, 10)},
     "accuracy": "accuracy",
 }
+SHARE = "share of clicks"  # on the axis of a calibration plot
 COSTS = ("params", "train_seconds", "ms_per_impression", "peak_mb", "tokens_per_impression")
 CONTEXT = ("title", "data", "synthetic", "command", "notes")
 SYNTHETIC = "Synthetic data: this table ranks methods on this generator, not on MIND."
@@ -53,7 +58,7 @@ class Measured:
     evaluation: Evaluation
 
 
-def measure(run: str | Path, train_seconds: float | None = None) -> Measured:
+def measure(run: str | Path, cases: np.ndarray | None = None) -> Measured:
     """Read and measure a run folder; arguments and errors as in `leaderboard_row`."""
     run = Path(run)
     manifest = complete_manifest(run)
@@ -61,6 +66,8 @@ def measure(run: str | Path, train_seconds: float | None = None) -> Measured:
     files = seed_files(run)
     try:
         frames = [read_predictions(file) for file in files]
+        if cases is not None:
+            frames = [frame.filter(pc.is_in(frame["case_id"], pa.array(cases))) for frame in frames]
         found = evaluate_seeds(frames, rng=np.random.default_rng(SEED), protocol=protocol)
     except UserError as error:
         raise UserError(str(error) if str(run) in str(error) else f"{files[0]}: {error}") from None
@@ -71,13 +78,17 @@ def measure(run: str | Path, train_seconds: float | None = None) -> Measured:
     for metric in (*RANKING_METRICS, *sampled, "accuracy"):
         row |= {f"{metric}{end}": found.summary[f"{metric}{end}"] for end in ("", "_low", "_high")}
     row |= {key: manifest.get(key) for key in ("params", "train_seconds", "ms_per_impression", "peak_mb")}
-    if train_seconds is not None:
-        row["train_seconds"] = train_seconds
+    asked = manifest.get("request")
+    is_yes_no = isinstance(asked, dict) and asked.get("format") in YES_NO
+    row["calibration"] = None
+    if is_yes_no:
+        shift, rng = manifest.get("log_odds_shift"), np.random.default_rng(SEED)
+        row["calibration"] = calibration(frames[0], rng=rng, shift=shift)
     row |= {"run": run.as_posix(), "paired": []}
     return Measured(row, manifest, found)
 
 
-def leaderboard_row(run: str | Path, train_seconds: float | None = None) -> dict[str, Any]:
+def leaderboard_row(run: str | Path, cases: np.ndarray | None = None) -> dict[str, Any]:
     """Return the leaderboard row of a run folder; None where a column does not apply.
 
     Intervals are 95 %, clustered by user (`mindlab.metrics.evaluate`). ``seeds`` is the number of training
@@ -85,12 +96,12 @@ def leaderboard_row(run: str | Path, train_seconds: float | None = None) -> dict
 
     Args:
         run: a folder with predictions.parquet and manifest.json.
-        train_seconds: in place of the manifest's, for a model that was trained by another command.
+        cases: int (n,), the case ids to measure it on, of those that it scored; None for all.
 
     Raises:
         UserError: without a manifest, or if the manifest or the predictions are not as they should be.
     """
-    return measure(run, train_seconds).row
+    return measure(run, cases).row
 
 
 def complete_manifest(run: Path) -> dict[str, Any]:
@@ -119,7 +130,7 @@ def leaderboard(
     runs: Iterable[str | Path],
     reference: str | None = None,
     pairs: Sequence[tuple[str, str]] = (),
-    train_seconds: Mapping[str, float] | None = None,
+    cases: np.ndarray | None = None,
     context: Mapping[str, Any] | None = None,
 ) -> dict[str, Any]:
     """Measure `runs` and put them into one board: rows sorted by AUC within their track, the oracle last.
@@ -129,7 +140,8 @@ def leaderboard(
         reference: name of the row that the others of its track are compared with, in pairs; by default
             `popularity` if it is there.
         pairs: (name, against) of further paired differences, such as tuned and base.
-        train_seconds: by name, for rows whose manifest does not know (see `leaderboard_row`).
+        cases: int (n,), the case ids to measure all runs on; None for all that they scored. A run that did
+            not score all of them scored different impressions, and is refused.
         context: what the rows cannot know: ``title``, ``data`` (which data, in words), ``synthetic``
             (true puts the warning on every form of the table), ``command`` (that makes it all again),
             ``notes`` (a list of sentences).
@@ -143,15 +155,12 @@ def leaderboard(
         UserError: for no runs, two of one name, several protocols, different impressions, an unknown name
             in `reference` or `pairs`, and a pair across tracks.
     """
-    times = train_seconds or {}
     by_name: dict[str, Measured] = {}
     for run in runs:
-        found = measure(run)
+        found = measure(run, cases)
         name = found.row["name"]
         if name in by_name:
             raise UserError(f"{run} and {by_name[name].row['run']}: both are named {name}; leave one out")
-        if name in times:
-            found.row["train_seconds"] = times[name]
         by_name[name] = found
     if not by_name:
         raise UserError("no run given; a leaderboard needs at least one")
@@ -491,7 +500,7 @@ def write_report(
         context: adds to, or replaces, the board's own context.
         tutorial: for the `seed` protocol, by name: ``accuracy``, ``accuracy_low``, ``accuracy_high``,
             ``precision``, ``recall`` and ``n`` (or ``n_answers``), as `mindlab.metrics` names them.
-        slices: from `mindlab.slices.measure_slices`, of AUC.
+        slices: from `mindlab.slices.measure_slices`.
     """
     context = board["context"] | _check_context(context)
     title = str(context.get("title") or "Leaderboard")
@@ -500,6 +509,7 @@ def write_report(
         _table_section(board, context),
         _forest_section(board),
         _slices_section(board, slices),
+        _calibration_section(board),
         _cost_section(board),
         _loss_section(losses),
         _tutorial_section(tutorial),
@@ -618,63 +628,89 @@ def ticks(low: float, high: float, most: int = 6) -> list[float]:
     return [round(i * step, 10) for i in range(first, max(last, first + 1) + 1)]
 
 
-def _auc_range(rows: Iterable[Mapping[str, Any]]) -> list[float]:
-    values = [row[key] for row in rows for key in ("auc", "auc_low", "auc_high") if row[key] is not None]
+def _around_chance(aucs: Iterable[float]) -> list[float]:
+    """Return ticks for an axis of AUC, 0.5 always among them."""
+    values = list(aucs)
     return ticks(min([0.5, *values]), max([0.55, *values]))
 
 
-def _forest_section(board: Mapping[str, Any]) -> str:
-    """Return the AUC of each row as a dot on its interval.
+Dots = list[tuple[str, str, list[tuple[str, float, float | None, float | None]]]]  # title, hue, its lines
+
+
+def _dots(groups: Dots, metric: str, chance: float | None = None) -> str:
+    """Return each line of each group as a dot on its interval, all on one axis.
 
     Positions are in per cent, so that the plot narrows with the page while its text stays legible.
     """
-    parts = [(title, [row for row in rows if row["auc"] is not None]) for title, _, rows in blocks(board)]
-    parts = [part for part in parts if part[1]]
-    if not parts:
-        return ""
-    marks = _auc_range(row for _, rows in parts for row in rows)
+    values = [v for _, _, lines in groups for _, *ends in lines for v in ends if v is not None]
+    marks = ticks(min(values), max(values)) if chance is None else _around_chance(values)
     low, high = marks[0], marks[-1]
 
     def at(value: float) -> str:
         return f"{100 * (value - low) / (high - low):.2f}%"
 
+    kinds = [(mark, "chance" if mark == chance else "grid") for mark in marks]
     grid = "".join(
         f'<line class="{kind}" x1="{at(mark)}" x2="{at(mark)}" y1="0" y2="100%"/>'
-        for kind, mark in [*(("grid", mark) for mark in marks if mark != 0.5), ("chance", 0.5)]
+        for mark, kind in sorted(kinds, key=lambda pair: pair[1] == "chance")
     )
     lines = []
-    for title, rows in parts:
-        lines.append(f'<div class="row group"><span>{_e(title.capitalize())}</span><svg>{grid}</svg></div>')
-        for row in rows:
-            interval = interval_text(row["auc_low"], row["auc_high"])
+    for title, hue, members in groups:
+        lines.append(f'<div class="row group"><span>{_e(_capital(title))}</span><svg>{grid}</svg></div>')
+        for name, value, left, right in members:
+            interval = interval_text(left, right)
             bar = (
-                f'<line class="bar" x1="{at(row["auc_low"])}" x2="{at(row["auc_high"])}" y1="50%" y2="50%"/>'
-                if interval
+                f'<line class="bar" x1="{at(left)}" x2="{at(right)}" y1="50%" y2="50%"/>'
+                if left is not None and right is not None
                 else ""
             )
-            said = f"{row['name']}: AUC {score_text(row['auc'])} {interval}"
+            said = f"{name}: {LABELS.get(metric, metric)} {score_text(value)} {interval}"
             lines.append(
-                f'<div class="row {title}"><span class="name">{_e(row["name"])}</span>'
+                f'<div class="row {hue}"><span class="name">{_e(name)}</span>'
                 f'<svg role="img" aria-label="{_e(said)}">{grid}{bar}'
-                f'<circle class="dot" cx="{at(row["auc"])}" cy="50%" r="5.5"/></svg>'
-                f'<span class="value">{score_text(row["auc"])} <small>{_e(interval)}</small></span></div>'
+                f'<circle class="dot" cx="{at(value)}" cy="50%" r="5.5"/></svg>'
+                f'<span class="value">{score_text(value)} <small>{_e(interval)}</small></span></div>'
             )
     numbers = "".join(f'<text x="{at(mark)}" y="16" text-anchor="middle">{mark:g}</text>' for mark in marks)
     lines.append(f'<div class="row axis"><span></span><svg>{numbers}</svg><span></span></div>')
+    return f"<div>{''.join(lines)}</div>"
+
+
+def _forest_section(board: Mapping[str, Any]) -> str:
+    """Return a metric of each row as a dot on its interval: AUC, or accuracy where no row has it."""
+    metric = "auc" if any(row["auc"] is not None for row in board["rows"]) else "accuracy"
+    ends = [metric, f"{metric}_low", f"{metric}_high"]
+    groups = [
+        (
+            title,
+            title,
+            [(row["name"], *(row[end] for end in ends)) for row in rows if row[metric] is not None],
+        )
+        for title, _, rows in blocks(board)
+    ]
+    groups = [group for group in groups if group[2]]
+    if not groups:
+        return ""
+    chance = 0.5 if metric == "auc" else None
+    said = "The dashed line is 0.5, the AUC of a random order. " if chance else ""
     return (
-        f'<section id="forest"><h2>AUC with 95 % intervals</h2><figure><div>{"".join(lines)}</div>'
-        "<figcaption>The dashed line is 0.5, the AUC of a random order. Intervals that overlap do not rule "
+        f'<section id="forest"><h2>{LABELS[metric][0].upper()}{LABELS[metric][1:]} with 95 % intervals</h2>'
+        f"<figure>{_dots(groups, metric, chance)}"
+        f"<figcaption>{said}Intervals that overlap do not rule "
         "out a difference; the paired differences decide.</figcaption></figure></section>\n"
     )
 
 
 def _slices_section(board: Mapping[str, Any], slices: Sequence[Mapping[str, Any]] | None) -> str:
-    """Return the AUC of each method in each slice, a block of lines a question."""
+    """Return the metric of each method in each slice: of a few as plots, a plot a question, of all as a table."""
     if not slices:
         return ""
     names = [row["name"] for _, _, rows in blocks(board) for row in rows]
-    head = "".join(f"<th>{_e(text)}</th>" for text in ["AUC", "impressions", *names])
+    metric = slices[0]["metric"]
+    shown = [name for name in names if name in _plotted(board, metric)]
+    head = "".join(f"<th>{_e(text)}</th>" for text in [LABELS[metric], "impressions", *names])
     bodies: dict[str, list[str]] = {}
+    groups: dict[str, Dots] = {}
     for row in slices:
         found = [row["methods"].get(name) or {"mean": None, "low": None, "high": None} for name in names]
         cells = [_cell(score_text(one["mean"]), interval_text(one["low"], one["high"])) for one in found]
@@ -682,12 +718,66 @@ def _slices_section(board: Mapping[str, Any], slices: Sequence[Mapping[str, Any]
             f"<span>{_e(_capital(row['question']))}</span></th></tr>"]).append(
             f'<tr><th scope="row">{_e(row["slice"])}</th>{_cell(format(row["n"], ","))}{"".join(cells)}</tr>'
         )  # fmt: skip
+        dots = [
+            (name, one["mean"], one["low"], one["high"])
+            for name, one in zip(names, found, strict=True)
+            if name in shown and one["mean"] is not None
+        ]
+        if dots:
+            title = f"{row['question']}: {row['slice']} ({row['n']:,})"
+            groups.setdefault(row["question"], []).append((title, "static", dots))
+    plots = "".join(
+        f"<figure>{_dots(group, metric, 0.5 if metric == 'auc' else None)}</figure>"
+        for group in groups.values()
+    )
     body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
     return (
-        f'<section id="slices"><h2>For whom, and for which news</h2>{_html_table(head, body)}'
+        f'<section id="slices"><h2>For whom, and for which news</h2>{plots}'
+        f"<details><summary>All methods</summary>{_html_table(head, body)}</details>"
         '<ul class="notes"><li>A slice of few impressions has no number. Many slices are looked at: an interval '
         "that just excludes another row's number shows little.</li></ul></section>\n"
     )
+
+
+def _calibration_section(board: Mapping[str, Any]) -> str:
+    """Return, for each model that answers Yes or No, the share of clicks among candidates of a like P(Yes)."""
+    found = [(row["name"], row["calibration"]) for row in board["rows"] if row.get("calibration")]
+    if not found:
+        return ""
+    parts, lines = [], []
+    for name, one in found:
+        dots = [
+            (f"P(Yes) {b['mean']:.3f} ({b['n']:,})", b["share"], b["low"], b["high"]) for b in one["bins"]
+        ]
+        parts.append(f"<figure>{_dots([(name, 'static', dots)], SHARE)}</figure>")
+        constant = one["share"] * (1 - one["share"])
+        kinds = {name: one} | ({f"{name}, non-clicks undone": one["undone"]} if one["undone"] else {})
+        for kind, found_here in kinds.items():
+            values = [found_here["mean"], one["share"], found_here["ece"], found_here["brier"], constant]
+            cells = "".join(_cell(score_text(value)) for value in values)
+            lines.append(f'<tr><th scope="row">{_e(kind)}</th>{cells}</tr>')
+    heads = ["method", "mean P(Yes)", SHARE, "calibration error", "Brier score", "Brier score of the share"]
+    head = "".join(f"<th>{text}</th>" for text in heads)
+    return (
+        '<section id="calibration"><h2>Does P(Yes) mean what it says?</h2><p>Candidates in order of P(Yes), in '
+        "groups of like size: the share of each that was clicked. A calibrated model has the same number on "
+        "both sides; one that ranks has a share that rises. Training shows a few "
+        "non-clicks for each click, far fewer than a reader sees, which teaches a P(Yes) above the share of "
+        "clicks: ranking is not hurt by that, a threshold is. The lines &quot;non-clicks undone&quot; take that part away again.</p>"
+        + "".join(parts)
+        + _html_table(head, f"<tbody>{''.join(lines)}</tbody>")
+        + "</section>\n"
+    )
+
+
+def _plotted(board: Mapping[str, Any], metric: str, most: int = 4) -> list[str]:
+    """Return the few rows whose slices are drawn: the reference, asked-for pairs, the best of the others."""
+    ranked = sorted(
+        (row for row in board["rows"] if row.get(metric) is not None), key=lambda row: -row[metric]
+    )
+    asked = [name for pair in board["pairs"] for name in pair]
+    wanted = [board["reference"], *asked, *(row["name"] for row in ranked if row["name"] != ORACLE)]
+    return list(dict.fromkeys(name for name in wanted if name))[:most]
 
 
 def _cost_section(board: Mapping[str, Any]) -> str:
@@ -737,7 +827,8 @@ def _scatter(board: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     height = 320.0
-    marks = _auc_range(rows)
+    ends = ("auc", "auc_low", "auc_high")
+    marks = _around_chance(row[end] for row in rows for end in ends if row[end] is not None)
     times = [math.log10(max(row["ms_per_impression"], LEAST_MS)) for row in rows]
     first, last = math.floor(min(times)), math.floor(max(times)) + 1
 

@@ -1,8 +1,10 @@
 """Run folders: what was run, on what, with which result. A number without a manifest is not shown."""
 
+import contextlib
 import json
 import os
 import platform
+import re
 import resource
 import subprocess
 import sys
@@ -45,8 +47,18 @@ def data_hashes(data: str | Path, splits: Iterable[str]) -> dict[str, str]:
     return {path.as_posix(): sha256(path) for path in sorted(wanted)}
 
 
+def reset_peak_memory() -> None:
+    """Let `peak_memory_mb` begin anew, where the system can (Linux), so that one run's peak is not the next one's."""
+    with contextlib.suppress(OSError):  # then the peak is that of the process so far
+        Path("/proc/self/clear_refs").write_text("5", encoding="ascii")
+
+
 def peak_memory_mb() -> float:
-    """Return the largest resident memory of this process so far, in MiB."""
+    """Return the largest resident memory of this process since `reset_peak_memory`, in MiB."""
+    with contextlib.suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.M)
+        if found:
+            return int(found[1]) / 2**10
     peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
     return peak / 2**20 if sys.platform == "darwin" else peak / 2**10
 

@@ -54,7 +54,7 @@ def masks(test: Impressions, train: Impressions, news: News) -> Masks:
 def measure_slices(
     found: Mapping[str, Evaluation], parts: Masks, metric: str = "auc", seed: int = 0
 ) -> list[dict[str, Any]]:
-    """Return one row a slice: ``question``, ``slice``, ``n`` and, by method, ``mean``, ``low``, ``high``.
+    """Return one row a slice: ``question``, ``slice``, ``metric``, ``n`` and, by method, ``mean``, ``low``, ``high``.
 
     Intervals are 95 %, clustered by user. A slice of fewer than `FEWEST` impressions has n alone.
 
@@ -70,7 +70,9 @@ def measure_slices(
     rows = []
     for question, answers in parts.items():
         for name, mask in answers.items():
-            row: dict[str, Any] = {"question": question, "slice": name, "n": int(mask.sum()), "methods": {}}
+            row: dict[str, Any] = {
+                "question": question, "slice": name, "metric": metric, "n": int(mask.sum()), "methods": {},
+            }  # fmt: skip
             for method, one in found.items():
                 values = one.values[metric]
                 if len(values) != len(mask):

@@ -1,46 +1,59 @@
 """Compare recommenders on the same impressions: one table, with intervals and cost, and a page with plots.
 
-Fits and scores every method that needs no language model; those that are learned are trained with several seeds.
-Rows of language models come from run folders of scripts/predict.py (--add), if they scored the same impressions.
-What is done already is kept; after Ctrl-C run the same command again.
-
-Not yet run whole. On data/sample and 2 cores an epoch of nrms takes 13 s; a training has up to 16 of them, and the
-default is three seeds of three networks. --seeds 1 makes it shorter, --only leaves them out.
+Fits and scores every method that applies to the protocol; those that are learned are trained with several seeds.
+The rows of SmolLM2-135M, untrained and tuned through LLaMA-Factory, are scored on a seeded choice of impressions
+(--llm-limit), and all rows of the table are measured on just these; what the other methods reach on all
+impressions stands in a table of its own, in the folder all/. Further rows come from run folders of
+scripts/predict.py (--add), if they scored the same impressions. What is done already is kept; after Ctrl-C run the
+same command again.
 
 Examples:
   python scripts/compare.py --data data/sample --out runs/compare
   python scripts/compare.py --data data/sample --only popularity,category,lightgbm --limit 150 --out runs/small
-  python scripts/compare.py --data data/sample --limit 150 --out runs/with-llm \\
-      --add data/reference_runs/demo/smollm2-next_click-base data/reference_runs/demo/smollm2-next_click-lora
+  python scripts/compare.py --data data/sample --protocol seed --only always-no,leak-rule,popularity --out runs/seed
+  python scripts/compare.py --data data/sample --only popularity,category --limit 600 --out runs/with-llm \\
+      --add data/reference_runs/recipe-sample/smollm2-next_topic-lora
 """
 
 import shlex
 import sys
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 from tqdm import tqdm
 
 from mindlab import cli, protocols
 from mindlab import report as reporting
-from mindlab.compare import ORACLE, Request, compare, names_of
-from mindlab.mind import read_mind
+from mindlab.compare import BLIND, ORACLE, Request, compare, names_of
+from mindlab.errors import UserError
+from mindlab.mind import Impressions, Mind, read_mind
 from mindlab.recommenders import SIMPLE
 from mindlab.recommenders.oracle import FILE_NAME
 from mindlab.slices import masks, measure_slices
 
+LLM_PROTOCOLS = ("dev", "sampled-impression")  # where the embedded model's rows apply
+
 
 def main() -> None:
-    """Fit, score, measure, write the table and the page."""
+    """Fit, score, measure, write the tables and the pages."""
+    from mindlab.llm import rows
+
     parser = cli.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and dev/")
-    parser.add_argument("--protocol", choices=("dev", "sampled", "sampled-impression"), default="dev")
+    parser.add_argument("--protocol", choices=protocols.PROTOCOLS, default="dev")
     parser.add_argument(
         "--split", choices=("test", "valid"), default="test", help="valid: 14 November, to choose on"
     )
-    parser.add_argument(
-        "--only", metavar="NAME,NAME", help=f"of {', '.join([*SIMPLE, ORACLE])} (default: all)"
-    )
+    known = ", ".join([*SIMPLE, *rows.NAMES, ORACLE, *BLIND])
+    parser.add_argument("--only", metavar="NAME,NAME", help=f"of {known} (default: all that apply)")
     parser.add_argument("--limit", type=int, help="a seeded random choice of impressions (default: all)")
+    parser.add_argument(
+        "--llm-limit",
+        type=int,
+        default=100,
+        help="the same for language models, without --limit (default 100)",
+    )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of a learned method (default 3)")
     parser.add_argument(
@@ -49,33 +62,90 @@ def main() -> None:
     parser.add_argument("--out", type=Path, required=True, help="gets a folder for each row, and the table")
     args = parser.parse_args()
     is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
+    # Their training has seen the validation day.
+    takes_llm = args.protocol in LLM_PROTOCOLS and args.split == "test"
     names = [name for name in names_of(args.protocol) if is_synthetic or name != ORACLE]
-    names = args.only.split(",") if args.only else names
+    names = args.only.split(",") if args.only else [*names, *(rows.NAMES if takes_llm else ())]
+    llm = [name for name in names if name in rows.NAMES]
+    if llm and not takes_llm:
+        raise UserError(
+            f"{llm[0]} applies to split test of the protocols {' and '.join(LLM_PROTOCOLS)} alone"
+        )
+
     request = Request(args.data, args.protocol, args.split, args.limit, args.seed, args.seeds)
-    with tqdm(names, unit=" methods", file=sys.stderr) as bar:
-        runs = compare(request, names, args.out, lambda _: named(bar))
+    others = [name for name in names if name not in llm]
+    with tqdm(others, unit=" methods", file=sys.stderr) as bar:
+        runs = compare(request, others, args.out, lambda _: named(bar))
+    if llm:
+        rows.get_model()
+    llm_limit = args.limit or args.llm_limit
+    llm_runs = [
+        rows.make_row(name, args.data, llm_limit, args.out, seed=args.seed, protocol=args.protocol)
+        for name in llm
+    ]
+
     mind = read_mind(args.data)
     splits = protocols.splits_of(args.protocol, mind, args.seed)
-    test = splits[args.split].take(protocols.limit(len(splits[args.split]), args.limit, args.seed))
-    notes = []
-    if args.protocol.startswith("sampled"):
-        notes.append(
-            f"One click and at most {protocols.NEGATIVES} others a case, so not comparable with any other protocol; "
-            f"{protocols.short_share(test):.0%} of the cases have fewer others."
-        )
+    n = len(splits[args.split])
+    whole, some = (protocols.limit(n, most, args.seed) for most in (args.limit, llm_limit))
     context = {
         "title": "Recommenders on the same impressions",
         "data": args.data,
         "synthetic": is_synthetic,
         "command": shlex.join(["python", *sys.argv]),
-        "notes": notes,
     }
-    board = reporting.leaderboard([*runs, *args.add], context=context)
-    train = splits["fit" if args.split == "valid" else "train"]
-    slices = measure_slices(board["evaluations"], masks(test, train, mind.news))
-    page = reporting.write_leaderboard(args.out, board, slices=slices)
+    notes = notes_of(args.protocol, splits[args.split].take(whole))
+    pairs = [pair for pair in rows.PAIRS if set(pair) <= set(llm)]
+    measured = some if llm else whole
+    said = []
+    if len(measured) < len(whole):
+        said = [
+            f"Language models scored a seeded choice of {len(some)} of the {len(whole)} impressions, and all rows are "
+            "measured on just these; the other methods on all impressions: all/report.html."
+        ]
+        if runs:
+            board = reporting.leaderboard(runs, context=context | {"notes": notes})
+            write(args.out / "all", board, mind, splits, args.split, whole)
+    board = reporting.leaderboard(
+        [*runs, *llm_runs, *args.add],
+        pairs=pairs,
+        cases=measured,
+        context=context | {"notes": [*notes, *said]},
+    )
+    page = write(args.out, board, mind, splits, args.split, measured)
     print(reporting.as_text(board))
     print(page)
+
+
+def notes_of(protocol: str, test: Impressions) -> list[str]:
+    """Return what must be said under every table of a protocol."""
+    if protocol == "seed":
+        return [
+            "The tutorial's protocol: the last candidate of an impression is the question. A recommender says Yes "
+            "where it ranks that one alone at the top; leak-rule reads the other candidates' labels, as the "
+            "tutorial's prompt shows them. Accuracy here says nothing about ranking."
+        ]
+    if protocol.startswith("sampled"):
+        return [
+            f"One click and at most {protocols.NEGATIVES} others a case, so not comparable with any other protocol; "
+            f"{protocols.short_share(test):.0%} of the cases have fewer others."
+        ]
+    return []
+
+
+def write(
+    out: Path,
+    board: dict[str, Any],
+    mind: Mind,
+    splits: dict[str, Impressions],
+    split: str,
+    cases: np.ndarray,
+) -> Path:
+    """Write a board with its slices; return the page."""
+    train = splits["fit" if split == "valid" else "train"]
+    parts = masks(splits[split].take(cases), train, mind.news)
+    metric = "accuracy" if board["protocol"] == "seed" else "auc"
+    return reporting.write_leaderboard(out, board, slices=measure_slices(board["evaluations"], parts, metric))
 
 
 def named(bar: tqdm):

@@ -20,32 +20,22 @@ Examples:
   python scripts/demo.py --limit 20 --steps 2 --out runs/try      (a quick look, not a result)
 """
 
-import json
 import shlex
 import shutil
 import sys
 from pathlib import Path
-from typing import Any
 
 from tqdm import tqdm
 
-from mindlab import cli, embedded_model, factory
+from mindlab import cli, factory
 from mindlab import report as reporting
-from mindlab.alpaca import BuildOptions, build, is_built, make_budget
-from mindlab.compare import Request as CompareRequest
-from mindlab.compare import compare
+from mindlab.compare import Request, compare
 from mindlab.errors import UserError
 from mindlab.files import write_json, write_text
-from mindlab.llm.predict import Request, predict
-from mindlab.mind import read_mind
-from mindlab.runs import data_hashes, provenance
+from mindlab.llm import rows
+from mindlab.runs import provenance
 
-CONFIGS = {
-    "next_click": Path("configs/train/smollm2_135m_lora_sft.yaml"),
-    "next_topic": Path("configs/train/smollm2_135m_lora_sft_next_topic.yaml"),
-}
-MODEL = f"models/{embedded_model.NAME}"
-TEMPLATE = "smollm2"
+FORMATS = ("next_click", "next_topic")
 DEFAULT_OUT = Path("runs/demo")
 KEPT = ("leaderboard.json", "leaderboard.md", "manifest.json", "training_loss.png")
 KEPT_OF_ADAPTER = ("adapter_config.json", factory.RECORD, factory.LOSSES, "train_results.json")
@@ -53,70 +43,12 @@ LARGEST_KEPT = 5_000_000  # bytes of an adapter's weights: what a repository sho
 ROWS = ["random", "popularity", "popularity-streaming", "category", "tfidf", "oracle"]
 
 
-def say(line: str) -> None:
-    """Print one line of progress."""
-    print(f"      {line}", file=sys.stderr, flush=True)
-
-
-def step(what: str, command: str) -> None:
-    """Say what comes next and which command does it alone."""
-    print(f"\n{what}", file=sys.stderr)
-    say(f"$ {command}")
-
-
-def build_records(data: str, form: str, dataset_dir: Path, is_control: bool) -> None:
-    """Write the data sets of a format, unless they are there."""
-    cutoff_len = factory.load(CONFIGS[form])["cutoff_len"]
-    step(
-        "Alpaca records from MIND-shaped TSVs",
-        f"python scripts/build_dataset.py --data {data} --protocol dev --format {form} --out {dataset_dir} "
-        f"--model {MODEL} --template {TEMPLATE} --cutoff-len {cutoff_len}"
-        f"{' --permute-titles' if is_control else ''}",
-    )  # fmt: skip
-    options = BuildOptions(
-        "dev", form, permute_titles=is_control, model=MODEL, template=TEMPLATE, cutoff_len=cutoff_len
-    )
-    hashes = data_hashes(data, ("train", "dev"))
-    if is_built(dataset_dir, options, hashes):
-        say("already built")
-        return
-    mind = read_mind(data)
-    build(
-        mind, options, dataset_dir, make_budget(options), hashes,
-        lambda items, name: tqdm(items, desc=name, unit=" records"),
-    )  # fmt: skip
-
-
-def train(config: Path, overrides: dict[str, Any]) -> Path:
-    """Fine-tune by the config and `overrides`; return the adapter's folder."""
-    words = " ".join(f"{key}={value}" for key, value in overrides.items())
-    step("LoRA fine-tuning by LLaMA-Factory", f"llamafactory-cli train {config} {words}".rstrip())
-    return factory.train(config, overrides, say)
-
-
-def score(data: str, form: str, adapter: Path | None, limit: int, out: Path) -> Path:
-    """Score one model on the dev impressions, with a progress bar."""
-    cutoff_len = factory.load(CONFIGS[form])["cutoff_len"]
-    step(
-        f"score {out.name}",
-        f"python scripts/predict.py --data {data} --protocol dev --format {form} --model {MODEL} "
-        f"{f'--adapter {adapter} ' if adapter else ''}--cutoff-len {cutoff_len} --limit {limit} --out {out}",
-    )
-    request = Request(
-        data, "dev", form, MODEL, TEMPLATE, str(adapter) if adapter else None,
-        limit=limit, cutoff_len=cutoff_len,
-    )  # fmt: skip
-    return predict(
-        request, out, lambda cases, done, n: iter(tqdm(cases, initial=done, total=n, unit=" impressions"))
-    )
-
-
 def main() -> None:
     """Run the steps."""
     parser = cli.parser(__doc__)
     parser.add_argument("--data", default="data/sample", help="folder with train/ and dev/")
     parser.add_argument(
-        "--format", choices=CONFIGS, default="next_click", help="the prompt (default next_click)"
+        "--format", choices=FORMATS, default="next_click", help="the prompt (default next_click)"
     )
     parser.add_argument("--limit", type=int, default=150, help="dev impressions to score (default 150)")
     parser.add_argument("--steps", type=int, help="training steps (default: as in the YAML)")
@@ -127,7 +59,7 @@ def main() -> None:
         "--update", type=Path, metavar="FILE", help="also put the table between FILE's marks of DIR"
     )
     args = parser.parse_args()
-    config = CONFIGS[args.format]
+    config = rows.CONFIGS[args.format]
     if not config.is_file():
         raise UserError(f"{config}: not here; run the demo in the root of the repository")
     if args.update and not args.keep:
@@ -135,8 +67,7 @@ def main() -> None:
     if args.update:
         around(args.update, args.keep)  # before an hour of work, not after it
 
-    step("the embedded model", f"python scripts/get_model.py {embedded_model.NAME}")
-    embedded_model.build(MODEL, say)
+    rows.get_model()
 
     # The default run uses the folders that the configs name, any other keeps to its own.
     is_default = args.out == DEFAULT_OUT
@@ -148,20 +79,20 @@ def main() -> None:
     for name in (tuned_name, control) if args.control else (tuned_name,):
         is_own = not is_default or name == control
         folder = args.out / "training" / name
-        build_records(args.data, args.format, folder / "data" if is_own else Path("data"), name == control)
+        rows.build_records(
+            args.data, args.format, folder / "data" if is_own else Path("data"), name == control
+        )
         own = {"dataset_dir": (folder / "data").as_posix(), "output_dir": (folder / "adapter").as_posix()}
-        adapters[name] = train(config, steps | (own if is_own else {}))
+        adapters[name] = rows.train(config, steps | (own if is_own else {}))
     tuned = [
-        score(args.data, args.format, adapter, args.limit, args.out / name)
+        rows.score(args.data, args.format, adapter, args.limit, args.out / name)
         for name, adapter in adapters.items()
     ]
-    base = score(args.data, args.format, None, args.limit, args.out / base_name)
+    base = rows.score(args.data, args.format, None, args.limit, args.out / base_name)
 
     runs = " ".join(str(run) for run in (base, *tuned))
-    step("the rows that are always there, and the table", f"python scripts/evaluate.py {runs}")
-    simple = compare(
-        CompareRequest(args.data, limit=args.limit), ROWS, args.out, lambda names: iter(tqdm(names))
-    )
+    rows.step("the rows that are always there, and the table", f"python scripts/evaluate.py {runs}")
+    simple = compare(Request(args.data, limit=args.limit), ROWS, args.out, lambda names: iter(tqdm(names)))
     pairs = [(tuned_name, against.name) for against in (base, *tuned[1:])]
     table = report(args.data, args.out, [*simple, base, *tuned], adapters, pairs)
     print(f"\n{table}\n")
@@ -184,7 +115,9 @@ def keep(out: Path, folder: Path, runs: list[Path], adapters: dict[str, Path]) -
         kept = [*KEPT_OF_ADAPTER, *([weights.name] if is_small else [])]
         files |= {adapter / file: folder / name / "adapter" / file for file in kept}
         if not is_small:
-            say(f"the weights of {name} stay behind: {size / 1e6:.1f} MB, more than {LARGEST_KEPT / 1e6:.0f}")
+            rows.say(
+                f"the weights of {name} stay behind: {size / 1e6:.1f} MB, more than {LARGEST_KEPT / 1e6:.0f}"
+            )
     for source, target in files.items():
         target.parent.mkdir(parents=True, exist_ok=True)
         shutil.copyfile(source, target)
@@ -210,14 +143,9 @@ def report(
     data: str, out: Path, runs: list[Path], adapters: dict[str, Path], pairs: list[tuple[str, str]]
 ) -> str:
     """Write leaderboard.json, leaderboard.md, report.html and the manifest; return the table as text."""
-    seconds = {
-        name: json.loads((adapter / "train_results.json").read_text(encoding="utf-8"))["train_runtime"]
-        for name, adapter in adapters.items()
-    }
     board = reporting.leaderboard(
         runs,
         pairs=pairs,
-        train_seconds=seconds,
         context={
             "title": "mindlab demo: SmolLM2-135M, base and fine-tuned, beside the simple rows",
             "data": data,

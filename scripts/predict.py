@@ -33,7 +33,7 @@ def main() -> None:
     """Parse the arguments and run the request."""
     parser = cli.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and dev/ (MIND or a sample)")
-    parser.add_argument("--protocol", required=True, choices=("seed", "dev"))
+    parser.add_argument("--protocol", required=True, choices=("seed", "dev", "sampled-impression"))
     parser.add_argument("--format", required=True, choices=sorted(FORMATS))
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument(

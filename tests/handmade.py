@@ -1,8 +1,11 @@
 """Impressions and news written by hand, for tests that know every value."""
 
+import json
+
 import numpy as np
 
 from mindlab.mind import Impressions, News
+from mindlab.predictions import from_scores, write_predictions
 
 
 def make_news(titles, categories=None, subcategories=None):
@@ -54,3 +57,18 @@ def random_impressions(rng, n=200, n_news=40, n_users=30, n_minutes=500):
         candidates = rng.choice(n_news, size=size, replace=False).tolist()
         rows.append((f"U{user}", int(rng.integers(n_minutes)), history, candidates, labels.tolist()))
     return make_impressions(rows)
+
+
+def make_run(folder, signal, seed=1, *, impressions, **manifest):
+    """A run whose scores are `signal` times the label plus noise, so that more signal is a higher AUC."""
+    news = make_news([f"title {i}" for i in range(40)])
+    noise = np.random.default_rng(seed).normal(0, 1, len(impressions.news))
+    frame = from_scores("test", impressions, news, impressions.labels * signal + noise)
+    write_predictions(folder / "predictions.parquet", frame)
+    about = {
+        "name": folder.name, "protocol": "dev", "track": "static", "params": 0, "train_seconds": 1.5,
+        "seconds": 2.0, "ms_per_impression": 0.25, "peak_mb": 300, "command": "compare.py",
+        "git_commit": "abc123", "python": "3.11.9", "packages": {"numpy": "2.0.0"},
+    }  # fmt: skip
+    (folder / "manifest.json").write_text(json.dumps(about | manifest))
+    return folder

@@ -23,6 +23,7 @@ from mindlab.alpaca import (
     next_click_parts,
     records,
     samples,
+    share_of_yes,
     topics_of,
 )
 from mindlab.errors import UserError
@@ -173,6 +174,16 @@ def test_pointwise_takes_every_click_and_that_many_non_clicks(sample, tmp_path, 
     assert (made["records"], made["records_yes"]) == (expected, int(clicks.sum()))
     parts = {name: entry["records"] for name, entry in manifest["datasets"].items()}
     assert parts["mind_dev_pointwise_fit"] + parts["mind_dev_pointwise_valid"] == expected
+
+
+def test_the_share_of_yes_of_a_data_set(sample, tmp_path):
+    build(sample, BuildOptions("dev", "pointwise"), tmp_path)
+    made = json.loads((tmp_path / "processed/mind_dev_pointwise_train.json").read_text("utf-8"))
+    share = sum(record["output"] == "Yes." for record in made) / len(made)
+    assert 0.1 < share < 0.5
+    assert share_of_yes(tmp_path, "mind_dev_pointwise_train") == share
+    assert share_of_yes(tmp_path, "mind_dev_pointwise") is None
+    assert share_of_yes(tmp_path, "foreign") is None
 
 
 def test_pointwise_by_hand(tmp_path):

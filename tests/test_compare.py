@@ -2,10 +2,14 @@
 
 import json
 import sys
+from pathlib import Path
 
+import numpy as np
 import pytest
 
-from mindlab import cli, synthetic
+from mindlab import cli, factory, synthetic
+from mindlab.compare import lead_of_last
+from mindlab.llm import rows as llm_rows
 from mindlab.predictions import seed_files
 from scripts import compare
 
@@ -82,3 +86,57 @@ def test_sampled_protocols(run_compare, tmp_path, protocol):
     code, _, err = run_compare("--protocol", protocol, "--only", "oracle", "--out", tmp_path)
     assert code == 2
     assert f"oracle does not apply to protocol {protocol}" in err
+
+
+def test_the_tutorials_protocol(run_compare, tmp_path):
+    code, out, _ = run_compare(
+        "--protocol", "seed", "--only", "always-no,leak-rule,popularity,random", "--out", tmp_path
+    )
+    assert code == 0
+    assert "Accuracy here says nothing about ranking" in out
+    rows = {row["name"]: row for row in json.loads((tmp_path / "leaderboard.json").read_text("utf-8"))}
+    assert rows["leak-rule"]["accuracy"] > rows["always-no"]["accuracy"] > rows["popularity"]["accuracy"]
+    assert {row["auc"] for row in rows.values()} == {None}
+    slices = json.loads((tmp_path / "slices.json").read_text("utf-8"))
+    assert {row["metric"] for row in slices} == {"accuracy"}
+    assert "Accuracy with 95 % intervals" in (tmp_path / "report.html").read_text("utf-8")
+    code, _, err = run_compare("--protocol", "dev", "--only", "leak-rule", "--out", tmp_path / "dev")
+    assert code == 2
+    assert "leak-rule does not apply to protocol dev" in err
+
+
+def test_only_the_single_best_candidate_is_a_yes():
+    scores = np.array([0.2, 0.9, 0.5, 0.5, 0.1, 0.7, 0.3])
+    assert lead_of_last(scores, np.array([0, 2, 4, 7])) == pytest.approx([0.7, 0.0, -0.4])
+
+
+def test_language_models_beside_the_others(run_compare, tmp_path, smollm2):
+    names = ["popularity", *(f"smollm2-next_click-{kind}" for kind in ("base", "lora"))]
+    words = ("--data", "data/sample", "--only", ",".join(names), "--llm-limit", 2, "--out", tmp_path)
+    code, out, err = run_compare(*words)
+    assert code == 0, err
+    assert "so it is not trained again" in err
+    board = {row["name"]: row for row in json.loads((tmp_path / "leaderboard.json").read_text("utf-8"))}
+    assert {name: row["n_impressions"] for name, row in board.items()} == dict.fromkeys(names, 2)
+    assert len({row["subset_sha"] for row in board.values()}) == 1
+    pair = [entry["against"] for entry in board[names[2]]["paired"]]
+    assert names[1] in pair
+    assert board[names[2]]["train_seconds"] > 60
+    assert board[names[1]]["train_seconds"] is None
+    assert "a seeded choice of 2 of the 600 impressions" in out
+    (whole,) = json.loads((tmp_path / "all/leaderboard.json").read_text("utf-8"))
+    assert (whole["name"], whole["n_impressions"]) == ("popularity", 600)
+    code, _, err = run_compare("--protocol", "seed", "--only", names[1], "--out", tmp_path / "seed")
+    assert code == 2
+    assert "applies to split test of the protocols dev and sampled-impression alone" in err
+
+
+def test_a_carried_adapter_is_taken_for_its_own_data_and_settings_alone(data, monkeypatch):
+    name = "smollm2-next_click-lora"
+    folder = Path("data/reference_runs/demo") / name / "adapter"
+    assert llm_rows.carried(name, "data/sample") == folder
+    assert llm_rows.carried(name, str(data)) is None
+    assert llm_rows.carried("smollm2-pointwise-lora", "data/sample") is None
+    load = factory.load
+    monkeypatch.setattr(factory, "load", lambda *args: load(*args) | {"learning_rate": 1.0})
+    assert llm_rows.carried(name, "data/sample") is None

@@ -29,8 +29,9 @@ def test_every_config_is_found():
         *(f"train/glm4_9b_{name}_{kind}_sft.yaml" for name in ("0414", "chat") for kind in ("lora", "qlora")),
         "train/smollm2_135m_lora_sft.yaml",
         "train/smollm2_135m_lora_sft_next_topic.yaml",
+        "train/smollm2_135m_lora_sft_pointwise.yaml",
     ]
-    assert (len(TRAIN), len(CHAT), len(EXPORT)) == (9, 3, 2)
+    assert (len(TRAIN), len(CHAT), len(EXPORT)) == (10, 3, 2)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

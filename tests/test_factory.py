@@ -264,6 +264,14 @@ def test_loss_has_one_row_a_step(tmp_path):
         factory.read_loss(tmp_path / "none")
 
 
+def test_the_time_of_a_training_is_that_of_all_its_starts(tmp_path):
+    assert factory.train_seconds(tmp_path) is None
+    clock = ["0:00:10", "0:02:00", "0:00:30", "23:59:59", "1 day, 0:00:20"]  # stopped after the second row
+    lines = [json.dumps({"current_steps": i, "elapsed_time": time}) for i, time in enumerate(clock)]
+    (tmp_path / factory.LOSSES).write_text("\n".join(lines) + "\n")
+    assert factory.train_seconds(tmp_path) == 120 + 86400 + 20
+
+
 def test_the_command_is_the_one_of_this_environment(tmp_path):
     assert Path(factory.command()[0]).parent == Path(sys.executable).parent
     (tmp_path / "model").mkdir()

@@ -4,8 +4,10 @@ import json
 import math
 import re
 import shutil
+from functools import partial
 from html.parser import HTMLParser
 
+import handmade
 import numpy as np
 import pytest
 from handmade import make_impressions, make_news, random_impressions
@@ -13,7 +15,7 @@ from handmade import make_impressions, make_news, random_impressions
 from mindlab import report
 from mindlab.errors import UserError
 from mindlab.metrics import evaluate, paired_differences
-from mindlab.predictions import from_scores, read_predictions, write_predictions
+from mindlab.predictions import read_predictions
 from mindlab.slices import masks, measure_slices
 
 NEWS = make_news([f"title {i}" for i in range(40)])
@@ -23,18 +25,7 @@ TUNED, BASE = "smollm2-next_click-lora", "smollm2-next_click-base"
 VOID = ("meta", "link", "br", "img")
 
 
-def make_run(folder, signal, seed=1, impressions=IMPRESSIONS, **manifest):
-    """A run whose scores are `signal` times the label plus noise, so that more signal is a higher AUC."""
-    noise = np.random.default_rng(seed).normal(0, 1, len(impressions.news))
-    frame = from_scores("test", impressions, NEWS, impressions.labels * signal + noise)
-    write_predictions(folder / "predictions.parquet", frame)
-    about = {
-        "name": folder.name, "protocol": "dev", "track": "static", "params": 0, "train_seconds": 1.5,
-        "seconds": 2.0, "ms_per_impression": 0.25, "peak_mb": 300, "command": "compare.py",
-        "git_commit": "abc123", "python": "3.11.9", "packages": {"numpy": "2.0.0"},
-    }  # fmt: skip
-    (folder / "manifest.json").write_text(json.dumps(about | manifest))
-    return folder
+make_run = partial(handmade.make_run, impressions=IMPRESSIONS)
 
 
 @pytest.fixture
@@ -46,7 +37,9 @@ def runs(tmp_path):
         make_run(tmp_path / "popularity-streaming", 1.5, 3, track="streaming"),
         make_run(tmp_path / "category", 0.8, 4),
         make_run(tmp_path / BASE, 0.5, 5, tokens_per_impression=640.5, **model),
-        make_run(tmp_path / TUNED, 0.55, 5, request={"adapter": "saves/x"}, **model),
+        make_run(
+            tmp_path / TUNED, 0.55, 5, request={"adapter": "saves/x"}, **model | {"train_seconds": 90.0}
+        ),
         make_run(tmp_path / "oracle", 4.0, 6),
     ]
 
@@ -54,7 +47,7 @@ def runs(tmp_path):
 @pytest.fixture
 def board(runs):
     context = {"title": "A title", "synthetic": True, "command": "make demo", "data": "data/sample"}
-    return report.leaderboard(runs, pairs=[(TUNED, BASE)], train_seconds={TUNED: 90.0}, context=context)
+    return report.leaderboard(runs, pairs=[(TUNED, BASE)], context=context)
 
 
 class Page(HTMLParser):
@@ -125,6 +118,19 @@ def test_the_page_shows_slices(board, tmp_path):
     assert "slices" not in Page(report.write_leaderboard(tmp_path / "none", board)).texts
 
 
+def test_the_page_shows_what_a_p_yes_is_worth(runs, tmp_path):
+    run = make_run(tmp_path / "smollm2-pointwise-lora", 1.0, 7, request={"format": "pointwise"})
+    board = report.leaderboard([*runs, run])
+    rows = {row["name"]: row for row in board["rows"]}
+    found = rows[run.name]["calibration"]
+    assert [row["name"] for row in board["rows"] if row["calibration"]] == [run.name]
+    shown = Page(report.write_leaderboard(tmp_path, board)).text("calibration")
+    assert f"{found['brier']:.3f}" in shown
+    assert f"P(Yes) {found['bins'][-1]['mean']:.3f}" in shown
+    assert f"{found['bins'][-1]['share']:.3f}" in shown
+    assert "calibration" not in Page(report.write_leaderboard(tmp_path, report.leaderboard(runs))).texts
+
+
 def test_seeds_are_pooled(tmp_path):
     run = make_run(tmp_path / "nrms", 0.7, 1)
     others = [make_run(tmp_path / f"other-{seed}", 0.7, seed) for seed in (2, 3)]
@@ -147,7 +153,6 @@ def test_a_cost_the_manifest_does_not_name_is_none(tmp_path):
     (run / "manifest.json").write_text('{"name": "a", "protocol": "dev", "track": "static"}')
     row = report.leaderboard_row(run)
     assert [row[k] for k in ("params", "train_seconds", "ms_per_impression", "peak_mb")] == [None] * 4
-    assert report.leaderboard_row(run, train_seconds=4.0)["train_seconds"] == 4.0
     report.write_leaderboard(tmp_path / "out", report.leaderboard([run]))  # no column must break the page
 
 
@@ -192,6 +197,9 @@ def test_protocols_and_impressions_are_not_mixed(tmp_path):
     fewer = make_run(tmp_path / "fewer", 0.5, impressions=IMPRESSIONS.take(np.arange(100)))
     with pytest.raises(UserError, match="scored different impressions"):
         report.leaderboard([one, fewer])
+    as_many = make_run(tmp_path / "as-many", 0.5, impressions=IMPRESSIONS.take(np.arange(20, 120)))
+    with pytest.raises(UserError, match="scored different impressions"):
+        report.leaderboard([fewer, as_many])
 
 
 def test_names_that_are_twice_or_nowhere_are_refused(runs, tmp_path):
@@ -366,7 +374,7 @@ def test_names_and_titles_are_shown_as_text(tmp_path):
     )
 
 
-def test_accuracy_alone_makes_a_table_without_plots_of_auc(tmp_path):
+def test_accuracy_alone_is_drawn_as_accuracy(tmp_path):
     one_each = make_impressions([(f"U{i}", i, [], [i], [i % 4 == 0]) for i in range(40)])
     runs = [
         make_run(tmp_path / "weak", 0.5, impressions=one_each, protocol="seed"),
@@ -377,7 +385,8 @@ def test_accuracy_alone_makes_a_table_without_plots_of_auc(tmp_path):
     assert found["rows"][0]["auc"] is None
     assert found["rows"][0]["accuracy"] > found["rows"][1]["accuracy"]
     page = Page(report.write_report(tmp_path / "report.html", found))
-    assert page.text("forest") == ""
+    assert "Accuracy with 95 % intervals" in page.text("forest")
+    assert "AUC" not in page.text("forest")
     assert "accuracy" in page.text("gain")
     assert f"{found['rows'][0]['accuracy']:.3f}" in page.text("table")
     assert "accuracy [95 %]" in report.as_text(found)

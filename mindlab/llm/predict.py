@@ -17,7 +17,8 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mindlab import predictions, protocols
+from mindlab import alpaca, factory, predictions, protocols
+from mindlab.calibration import log_odds_shift
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
 from mindlab.mind import Impressions, Mind, News, read_mind
@@ -30,7 +31,14 @@ from mindlab.prompts import (
     PointwiseParts,
     history_length_of,
 )
-from mindlab.runs import REQUEST, data_hashes, is_started, peak_memory_mb, provenance
+from mindlab.runs import (
+    REQUEST,
+    data_hashes,
+    is_started,
+    peak_memory_mb,
+    provenance,
+    reset_peak_memory,
+)
 
 CASES_PER_PART = 20
 TEMPLATE_OF = {"glm": "glm4", "glm4": "glm4", "llama": "smollm2"}  # by config.json's model_type
@@ -103,6 +111,7 @@ def predict(
         )
     whole = splits[request.split]
     rows = protocols.limit(len(whole), request.limit, request.seed)
+    reset_peak_memory()
     score, engine = make_scorer(request, mind)
     write_json(out / REQUEST, asked)
 
@@ -139,6 +148,8 @@ def predict(
             "request": asdict(request),
             "n_impressions": len(rows),
             "params": engine.n_parameters,
+            "train_seconds": factory.train_seconds(request.adapter) if request.adapter else None,
+            "log_odds_shift": _shift(request, mind),
             "seconds": round(cost["seconds"], 2),
             "tokens": int(cost["tokens"]),
             "ms_per_impression": round(1000 * cost["seconds"] / len(rows), 1),
@@ -180,6 +191,15 @@ def rank_titles(request: Request, history: list[str], candidates: list[str]) -> 
     return [(candidates[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
 
+def _shift(request: Request, mind: Mind) -> float | None:
+    """Return `log_odds_shift` for what a pointwise adapter was trained on; None if that is not known."""
+    if request.format != Pointwise.name or not request.adapter:
+        return None
+    settings = factory.settings_of(request.adapter) or {}
+    share = alpaca.share_of_yes(settings.get("dataset_dir", ""), settings.get("dataset", ""))
+    return None if share is None else log_odds_shift(share, float(mind.splits["train"].labels.mean()))
+
+
 def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], Scored], Any]:
     """Return a function that scores one impression (given as a table of one), and the engine behind it."""
     from mindlab.alpaca import (
@@ -195,7 +215,9 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
     from mindlab.llm.hf import HFEngine
     from mindlab.llm.score import NextClickScorer, NextTopicScorer, YesNoScorer
 
-    if request.format not in FORMATS_OF.get(request.protocol, ()):
+    # The sampled impressions ask what `dev` asks, of fewer candidates.
+    asked = "dev" if request.protocol == "sampled-impression" else request.protocol
+    if request.format not in FORMATS_OF.get(asked, ()):
         raise UserError(f"protocol {request.protocol} does not go with format {request.format}")
     if request.engine != "hf":
         raise UserError(f"engine {request.engine!r}: expected hf")

@@ -1,0 +1,146 @@
+"""Rows of the embedded model: its records, LoRA through LLaMA-Factory, its scores.
+
+What scripts/demo.py and scripts/compare.py share. Each step first prints the command that does it alone; what
+is done already is skipped.
+"""
+
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+from tqdm import tqdm
+
+from mindlab import embedded_model, factory
+from mindlab.alpaca import BuildOptions, build, is_built, make_budget
+from mindlab.llm.predict import Request, predict
+from mindlab.mind import read_mind
+from mindlab.runs import data_hashes, read_manifest
+
+CONFIGS = {
+    "next_click": Path("configs/train/smollm2_135m_lora_sft.yaml"),
+    "next_topic": Path("configs/train/smollm2_135m_lora_sft_next_topic.yaml"),
+    "pointwise": Path("configs/train/smollm2_135m_lora_sft_pointwise.yaml"),
+}
+MODEL = f"models/{embedded_model.NAME}"
+TEMPLATE = "smollm2"
+REFERENCE_RUNS = Path("data/reference_runs")
+# The rows of scripts/compare.py by name: the prompt, and whether the model was tuned.
+NAMES = {
+    f"smollm2-{form}-{kind}": (form, kind)
+    for form in ("next_click", "pointwise")
+    for kind in ("base", "lora")
+}
+PAIRS = [(f"smollm2-{form}-lora", f"smollm2-{form}-base") for form in ("next_click", "pointwise")]
+
+
+def say(line: str) -> None:
+    """Print one line of progress."""
+    print(f"      {line}", file=sys.stderr, flush=True)
+
+
+def step(what: str, command: str) -> None:
+    """Say what comes next and which command does it alone."""
+    print(f"\n{what}", file=sys.stderr)
+    say(f"$ {command}")
+
+
+def get_model() -> None:
+    """Make the embedded model, unless it is there."""
+    step("the embedded model", f"python scripts/get_model.py {embedded_model.NAME}")
+    embedded_model.build(MODEL, say)
+
+
+def build_records(data: str, form: str, dataset_dir: Path, is_control: bool = False) -> None:
+    """Write the data sets of a format, unless they are there."""
+    cutoff_len = factory.load(CONFIGS[form])["cutoff_len"]
+    step(
+        "Alpaca records from MIND-shaped TSVs",
+        f"python scripts/build_dataset.py --data {data} --protocol dev --format {form} --out {dataset_dir} "
+        f"--model {MODEL} --template {TEMPLATE} --cutoff-len {cutoff_len}"
+        f"{' --permute-titles' if is_control else ''}",
+    )  # fmt: skip
+    options = BuildOptions(
+        "dev", form, permute_titles=is_control, model=MODEL, template=TEMPLATE, cutoff_len=cutoff_len
+    )
+    hashes = data_hashes(data, ("train", "dev"))
+    if is_built(dataset_dir, options, hashes):
+        say("already built")
+        return
+    mind = read_mind(data)
+    build(
+        mind, options, dataset_dir, make_budget(options), hashes,
+        lambda items, name: tqdm(items, desc=name, unit=" records"),
+    )  # fmt: skip
+
+
+def train(config: Path, overrides: dict[str, Any]) -> Path:
+    """Fine-tune by the config and `overrides`; return the adapter's folder."""
+    words = " ".join(f"{key}={value}" for key, value in overrides.items())
+    step("LoRA fine-tuning by LLaMA-Factory", f"llamafactory-cli train {config} {words}".rstrip())
+    return factory.train(config, overrides, say)
+
+
+def score(
+    data: str,
+    form: str,
+    adapter: Path | None,
+    limit: int | None,
+    out: Path,
+    *,
+    seed: int = 42,
+    protocol: str = "dev",
+) -> Path:
+    """Score one model on a protocol's test impressions, with a progress bar; return its run folder."""
+    cutoff_len = factory.load(CONFIGS[form])["cutoff_len"]
+    step(
+        f"score {out.name}",
+        f"python scripts/predict.py --data {data} --protocol {protocol} --format {form} --model {MODEL} "
+        f"{f'--adapter {adapter} ' if adapter else ''}--cutoff-len {cutoff_len} "
+        f"{f'--limit {limit} ' if limit else ''}--out {out}",
+    )
+    request = Request(
+        data, protocol, form, MODEL, TEMPLATE, str(adapter) if adapter else None,
+        limit=limit, seed=seed, cutoff_len=cutoff_len,
+    )  # fmt: skip
+    return predict(
+        request, out, lambda cases, done, n: iter(tqdm(cases, initial=done, total=n, unit=" impressions"))
+    )
+
+
+def make_row(
+    name: str, data: str, limit: int | None, out: Path, *, seed: int = 42, protocol: str = "dev"
+) -> Path:
+    """Score the row of that name (one of `NAMES`) into ``out/name``; tune its model first where it needs that.
+
+    An adapter that the repository carries is taken if it was trained on this very data; else the training goes
+    to ``out/training/name``.
+    """
+    form, kind = NAMES[name]
+    adapter = None
+    if kind == "lora":
+        adapter = carried(name, data) or tune(form, data, out / "training" / name)
+    return score(data, form, adapter, limit, out / name, seed=seed, protocol=protocol)
+
+
+def tune(form: str, data: str, folder: Path) -> Path:
+    """Build a format's records and fine-tune on them by its YAML, all within `folder`; return the adapter."""
+    build_records(data, form, folder / "data")
+    own = {"dataset_dir": (folder / "data").as_posix(), "output_dir": (folder / "adapter").as_posix()}
+    return train(CONFIGS[form], own)
+
+
+def carried(name: str, data: str) -> Path | None:
+    """Return the adapter of a row that the repository carries, if the same YAML made it from the same data."""
+    hashes = set(data_hashes(data, ("train", "dev")).values())
+    wanted = json.loads(json.dumps(factory.load(CONFIGS[NAMES[name][0]])))
+    for adapter in sorted(REFERENCE_RUNS.glob(f"*/{name}/adapter")):
+        known = read_manifest(adapter.parent).get("inputs_sha256", {})
+        if (
+            factory.has_weights(adapter)
+            and hashes <= set(known.values())
+            and factory.settings_of(adapter) == wanted
+        ):
+            say(f"{adapter}: trained on this data by {CONFIGS[NAMES[name][0]]}, so it is not trained again")
+            return adapter
+    return None
