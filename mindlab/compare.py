@@ -67,14 +67,16 @@ def compare(
             raise UserError(
                 f"{name} does not apply to protocol {request.protocol} (see mindlab/protocols.py)"
             )
-    hashes = data_hashes(request.data, ("train", "dev"))
+    # `seed` needs train alone; dev is read for the log of the past, which the streaming rows ask.
+    folders = protocols.folders_of("dev", request.split)
+    hashes = data_hashes(request.data, folders)
     mind: Mind | None = None
     for name in progress(names):
         run = out / name
         asked = {**asdict(request), "n_seeds": _n_seeds(request, name), "inputs_sha256": hashes}
         if is_started(run, asked):  # the request is written last
             continue
-        mind = mind or read_mind(request.data, ("train", "dev"))
+        mind = mind or read_mind(request.data, folders)
         _run_one(name, request, mind, run)
         write_json(run / REQUEST, asked)
     return [out / name for name in names]

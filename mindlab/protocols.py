@@ -18,6 +18,7 @@ from mindlab.mind import Impressions, Mind
 VALIDATION_DAY = np.datetime64("2019-11-14")
 SEED_TRAIN_SHARE = 0.8
 PROTOCOLS = ("seed", "dev", "sampled", "sampled-impression")
+SUBMISSION, SUBMITTED = "submission", "test"  # a split of `dev`, and MIND's name for it
 NEGATIVES = 20  # of a test case of the two sampled protocols
 INTERACTIONS = 10, 25  # clicks before the target that `sampled` shows: at least, at most
 
@@ -36,7 +37,8 @@ def seed_splits(mind: Mind, seed: int) -> dict[str, Impressions]:
 def dev_splits(mind: Mind) -> dict[str, Impressions]:
     """Return `fit` (9-13 Nov), `valid` (14 Nov), `train` (both, for the refit) and `test` (dev).
 
-    Rows stay in file order. A split whose file is not there is left out.
+    `submission` is MIND's own test split, which has no labels: what its leaderboard wants ranked. Rows stay in
+    file order. A split whose file was not read is left out.
     """
     train = _split(mind, "train")
     is_valid = train.times.astype("datetime64[D]") >= VALIDATION_DAY
@@ -47,7 +49,20 @@ def dev_splits(mind: Mind) -> dict[str, Impressions]:
     }
     if "dev" in mind.splits:
         splits["test"] = mind.splits["dev"]
+    if SUBMITTED in mind.splits:
+        splits[SUBMISSION] = mind.splits[SUBMITTED]
     return splits
+
+
+def folders_of(protocol: str, split: str) -> tuple[str, ...]:
+    """Return the splits of MIND's files that a split of a protocol needs.
+
+    >>> folders_of("seed", "test"), folders_of("dev", "test"), folders_of("dev", "submission")
+    (('train',), ('train', 'dev'), ('train', 'dev', 'test'))
+    """
+    if protocol == "seed":
+        return ("train",)
+    return ("train", "dev", *([SUBMITTED] if split == SUBMISSION else []))
 
 
 def splits_of(protocol: str, mind: Mind, seed: int) -> dict[str, Impressions]:

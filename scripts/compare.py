@@ -9,8 +9,11 @@ same command again.
 
 Examples:
   python scripts/compare.py --data data/sample --out runs/compare
+  python scripts/compare.py --data data/sample --out runs/compare --keep data/reference_runs/compare \\
+      --update docs/leaderboard.md     (what made that document's table)
   python scripts/compare.py --data data/sample --only popularity,category,lightgbm --limit 150 --out runs/small
   python scripts/compare.py --data data/sample --protocol seed --only always-no,leak-rule,popularity --out runs/seed
+  python scripts/compare.py --data data/raw/MINDlarge --split submission --only popularity-streaming --out runs/submit
   python scripts/compare.py --data data/sample --only popularity,category --limit 600 --out runs/with-llm \\
       --add data/reference_runs/recipe-sample/smollm2-next_topic-lora
 """
@@ -23,27 +26,31 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindlab import cli, protocols
+from mindlab import cli, kept, protocols
 from mindlab import report as reporting
 from mindlab.compare import BLIND, ORACLE, Request, compare, names_of
 from mindlab.errors import UserError
+from mindlab.llm import rows
 from mindlab.mind import Impressions, Mind, read_mind
-from mindlab.recommenders import SIMPLE
+from mindlab.predictions import read_predictions, write_prediction_zip
+from mindlab.recommenders import NEURAL, SIMPLE
 from mindlab.recommenders.oracle import FILE_NAME
 from mindlab.slices import masks, measure_slices
 
+TABLES = ("leaderboard.json", "leaderboard.md", "slices.json")
 LLM_PROTOCOLS = ("dev", "sampled-impression")  # where the embedded model's rows apply
 
 
 def main() -> None:
     """Fit, score, measure, write the tables and the pages."""
-    from mindlab.llm import rows
-
     parser = cli.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and dev/")
     parser.add_argument("--protocol", choices=protocols.PROTOCOLS, default="dev")
     parser.add_argument(
-        "--split", choices=("test", "valid"), default="test", help="valid: 14 November, to choose on"
+        "--split",
+        choices=("test", "valid", "submission"),
+        default="test",
+        help="valid: 14 November, to choose on; submission: MIND's unlabelled test split, a prediction.zip a row",
     )
     known = ", ".join([*SIMPLE, *rows.NAMES, ORACLE, *BLIND])
     parser.add_argument("--only", metavar="NAME,NAME", help=f"of {known} (default: all that apply)")
@@ -60,11 +67,20 @@ def main() -> None:
         "--add", nargs="+", type=Path, default=[], metavar="RUN", help="also these run folders"
     )
     parser.add_argument("--out", type=Path, required=True, help="gets a folder for each row, and the table")
+    parser.add_argument("--keep", type=Path, metavar="DIR", help="also copy tables and learned rows to DIR")
+    parser.add_argument(
+        "--update", type=Path, metavar="FILE", help="also put the table between FILE's marks of DIR"
+    )
     args = parser.parse_args()
+    if args.update and not args.keep:
+        raise UserError("--update needs --keep: a table in a document stands beside what it was made from")
+    if args.update:
+        kept.around(args.update, args.keep)  # before half an hour of work, not after it
     is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
     # Their training has seen the validation day.
     takes_llm = args.protocol in LLM_PROTOCOLS and args.split == "test"
-    names = [name for name in names_of(args.protocol) if is_synthetic or name != ORACLE]
+    is_labelled = args.split != protocols.SUBMISSION
+    names = [name for name in names_of(args.protocol) if name != ORACLE or (is_synthetic and is_labelled)]
     names = args.only.split(",") if args.only else [*names, *(rows.NAMES if takes_llm else ())]
     llm = [name for name in names if name in rows.NAMES]
     if llm and not takes_llm:
@@ -76,6 +92,11 @@ def main() -> None:
     others = [name for name in names if name not in llm]
     with tqdm(others, unit=" methods", file=sys.stderr) as bar:
         runs = compare(request, others, args.out, lambda _: named(bar))
+    if args.split == protocols.SUBMISSION:
+        for run in runs:  # the server has the labels, so there is nothing to compare here
+            write_prediction_zip(run / "prediction.zip", read_predictions(run / "predictions.parquet"))
+            print(run / "prediction.zip")
+        return
     if llm:
         rows.get_model()
     llm_limit = args.limit or args.llm_limit
@@ -96,23 +117,32 @@ def main() -> None:
     }
     notes = notes_of(args.protocol, splits[args.split].take(whole))
     pairs = [pair for pair in rows.PAIRS if set(pair) <= set(llm)]
-    measured = some if llm else whole
-    said = []
-    if len(measured) < len(whole):
-        said = [
-            f"Language models scored a seeded choice of {len(some)} of the {len(whole)} impressions, and all rows are "
-            "measured on just these; the other methods on all impressions: all/report.html."
-        ]
+    boards = {}  # by folder, with the cases that its rows are measured on
+    if llm and len(some) < len(whole):
         if runs:
             board = reporting.leaderboard(runs, context=context | {"notes": notes})
-            write(args.out / "all", board, mind, splits, args.split, whole)
-    board = reporting.leaderboard(
-        [*runs, *llm_runs, *args.add],
-        pairs=pairs,
-        cases=measured,
-        context=context | {"notes": [*notes, *said]},
-    )
-    page = write(args.out, board, mind, splits, args.split, measured)
+            boards["all"] = board, whole
+        notes = [
+            *notes,
+            f"Language models scored a seeded choice of {len(some)} of the {len(whole)} impressions, and all rows "
+            "are measured on just these; the other methods on all impressions: all/report.html.",
+        ]
+    measured = some if llm else whole
+    every = [*runs, *llm_runs, *args.add]
+    board = reporting.leaderboard(every, pairs=pairs, cases=measured, context=context | {"notes": notes})
+    boards["."] = board, measured
+    for folder, (board, cases) in boards.items():
+        page = write(args.out / folder, board, mind, splits, args.split, cases)
+        if args.keep:
+            kept.keep([args.out / folder / name for name in TABLES], args.keep / folder)
+        if args.update:
+            kept.update(args.update, args.keep / folder, reporting.as_text(board))
+    if args.keep:
+        for run in (run for run in [*runs, *llm_runs] if run.name in (*NEURAL, *rows.NAMES)):
+            kept.keep_run(run, args.keep)  # the other rows take seconds to make
+            adapter = args.out / "training" / run.name / "adapter"
+            if adapter.is_dir():
+                kept.keep([adapter / name for name in kept.OF_ADAPTER], args.keep / run.name / "adapter")
     print(reporting.as_text(board))
     print(page)
 

@@ -27,19 +27,17 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindlab import cli, factory
+from mindlab import cli, factory, kept
 from mindlab import report as reporting
 from mindlab.compare import Request, compare
 from mindlab.errors import UserError
-from mindlab.files import write_json, write_text
+from mindlab.files import write_json
 from mindlab.llm import rows
 from mindlab.runs import provenance
 
 FORMATS = ("next_click", "next_topic")
 DEFAULT_OUT = Path("runs/demo")
 KEPT = ("leaderboard.json", "leaderboard.md", "manifest.json", "training_loss.png")
-KEPT_OF_ADAPTER = ("adapter_config.json", factory.RECORD, factory.LOSSES, "train_results.json")
-LARGEST_KEPT = 5_000_000  # bytes of an adapter's weights: what a repository should carry
 ROWS = ["random", "popularity", "popularity-streaming", "category", "tfidf", "oracle"]
 
 
@@ -65,7 +63,7 @@ def main() -> None:
     if args.update and not args.keep:
         raise UserError("--update needs --keep: a table in a document stands beside what it was made from")
     if args.update:
-        around(args.update, args.keep)  # before an hour of work, not after it
+        kept.around(args.update, args.keep)  # before an hour of work, not after it
 
     rows.get_model()
 
@@ -97,46 +95,16 @@ def main() -> None:
     table = report(args.data, args.out, [*simple, base, *tuned], adapters, pairs)
     print(f"\n{table}\n")
     if args.keep:
-        keep(args.out, args.keep, [base, *tuned], adapters)
+        kept.keep([args.out / name for name in KEPT], args.keep)
+        for run in (base, *tuned):  # the simple rows take seconds to make
+            kept.keep_run(run, args.keep)
+        for name, adapter in adapters.items():
+            size = kept.keep_adapter(adapter, args.keep / name)
+            if size > kept.LARGEST_KEPT:
+                rows.say(f"the weights of {name} stay behind: {size / 1e6:.1f} MB")
     if args.update:
-        update(args.update, args.keep, table)
+        kept.update(args.update, args.keep, table)
     print(args.out / "report.html")
-
-
-def keep(out: Path, folder: Path, runs: list[Path], adapters: dict[str, Path]) -> None:
-    """Copy the results of a run, with the predictions of `runs` alone: the simple rows take seconds to make."""
-    files = {out / name: folder / name for name in KEPT}
-    for run in runs:
-        files |= {run / name: folder / run.name / name for name in ("manifest.json", "predictions.parquet")}
-    for name, adapter in adapters.items():
-        weights = adapter / "adapter_model.safetensors"
-        size = weights.stat().st_size
-        is_small = size <= LARGEST_KEPT
-        kept = [*KEPT_OF_ADAPTER, *([weights.name] if is_small else [])]
-        files |= {adapter / file: folder / name / "adapter" / file for file in kept}
-        if not is_small:
-            rows.say(
-                f"the weights of {name} stay behind: {size / 1e6:.1f} MB, more than {LARGEST_KEPT / 1e6:.0f}"
-            )
-    for source, target in files.items():
-        target.parent.mkdir(parents=True, exist_ok=True)
-        shutil.copyfile(source, target)
-
-
-def around(file: Path, folder: Path) -> tuple[str, str]:
-    """Return what stands before and after the table of `folder` in a Markdown file, marks included."""
-    first, last = f"<!-- {folder.as_posix()} -->\n", f"<!-- /{folder.as_posix()} -->"
-    head, begin, rest = file.read_text(encoding="utf-8").partition(first)
-    _, end, tail = rest.partition(last)
-    if not (begin and end):
-        raise UserError(f"{file}: has no {first.strip()} and {last} marks")
-    return head + begin, end + tail
-
-
-def update(file: Path, folder: Path, table: str) -> None:
-    """Replace what stands between a Markdown file's marks of `folder`."""
-    head, tail = around(file, folder)
-    write_text(file, f"{head}```\n{table.strip()}\n```\n{tail}")
 
 
 def report(

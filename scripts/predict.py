@@ -43,7 +43,13 @@ def main() -> None:
         "--adapter", help="output_dir of a LLaMA-Factory LoRA run; without it the base is scored"
     )
     parser.add_argument("--out", required=True, type=Path, help="run folder")
-    parser.add_argument("--split", default="test", help="test (default), or valid to choose a recipe")
+    parser.add_argument(
+        "--split",
+        choices=("test", "valid", "submission"),
+        default="test",
+        help="test (default); valid, to choose a recipe; submission: MIND's unlabelled test split (evaluate.py "
+        "--prediction-zip)",
+    )
     parser.add_argument("--limit", type=int, help="a seeded random choice of that many impressions")
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument(

@@ -1,15 +1,20 @@
 """scripts/compare.py: every method on the same impressions, seeds pooled, done work kept."""
 
 import json
+import re
+import shutil
 import sys
+import zipfile
 from pathlib import Path
 
 import numpy as np
+import official
 import pytest
 
 from mindlab import cli, factory, synthetic
 from mindlab.compare import lead_of_last
 from mindlab.llm import rows as llm_rows
+from mindlab.mind import read_mind
 from mindlab.predictions import seed_files
 from scripts import compare
 
@@ -112,8 +117,11 @@ def test_only_the_single_best_candidate_is_a_yes():
 
 def test_language_models_beside_the_others(run_compare, tmp_path, smollm2):
     names = ["popularity", *(f"smollm2-next_click-{kind}" for kind in ("base", "lora"))]
+    document, keep = tmp_path / "table.md", tmp_path / "kept"
+    marks = [f"<!-- {keep}{end} -->\n<!-- /{keep}{end} -->\n" for end in ("", "/all")]
+    document.write_text("".join(marks))
     words = ("--data", "data/sample", "--only", ",".join(names), "--llm-limit", 2, "--out", tmp_path)
-    code, out, err = run_compare(*words)
+    code, out, err = run_compare(*words, "--keep", keep, "--update", document)
     assert code == 0, err
     assert "so it is not trained again" in err
     board = {row["name"]: row for row in json.loads((tmp_path / "leaderboard.json").read_text("utf-8"))}
@@ -126,6 +134,14 @@ def test_language_models_beside_the_others(run_compare, tmp_path, smollm2):
     assert "a seeded choice of 2 of the 600 impressions" in out
     (whole,) = json.loads((tmp_path / "all/leaderboard.json").read_text("utf-8"))
     assert (whole["name"], whole["n_impressions"]) == ("popularity", 600)
+    table, of_all = document.read_text().split(marks[1][: marks[1].index("\n")])
+    assert all(f"\n{name} " in table for name in names)
+    assert "600 impressions" in of_all
+    kept = {path.relative_to(keep).as_posix() for path in keep.rglob("*") if path.is_file()}
+    tables = {"leaderboard.json", "leaderboard.md", "slices.json"}
+    files = {f"{name}/{file}" for name in names[1:] for file in ("manifest.json", "predictions.parquet")}
+    assert kept == tables | {f"all/{name}" for name in tables} | files
+
     code, _, err = run_compare("--protocol", "seed", "--only", names[1], "--out", tmp_path / "seed")
     assert code == 2
     assert "applies to split test of the protocols dev and sampled-impression alone" in err
@@ -140,3 +156,29 @@ def test_a_carried_adapter_is_taken_for_its_own_data_and_settings_alone(data, mo
     load = factory.load
     monkeypatch.setattr(factory, "load", lambda *args: load(*args) | {"learning_rate": 1.0})
     assert llm_rows.carried(name, "data/sample") is None
+
+
+def test_a_submission_for_minds_leaderboard(run_compare, data, tmp_path):
+    """The unlabelled test split: one zip a method, in MIND's format, every impression ranked."""
+    shutil.copytree(data, tmp_path / "mind")
+    mind = read_mind(data)
+    test = tmp_path / "mind/test"
+    shutil.copytree(data / "dev", test)
+    (test / "oracle_utility.npy").unlink()
+    lines = (test / "behaviors.tsv").read_text("utf-8").splitlines()
+    bare = [re.sub(r"-[01](?=\s|$)", "", line) for line in lines]
+    (test / "behaviors.tsv").write_text("\n".join(bare) + "\n", "utf-8")
+    words = ("--split", "submission", "--only", "popularity,popularity-streaming", "--out", tmp_path / "out")
+    code, out, err = run_compare("--data", tmp_path / "mind", *words)
+    assert code == 0, err
+    zips = [Path(line) for line in out.splitlines()]
+    assert [path.parent.name for path in zips] == ["popularity", "popularity-streaming"]
+    with zipfile.ZipFile(zips[0]) as archive:
+        ranked = archive.read("prediction.txt").decode().splitlines(keepends=True)
+    found = [official.parse_line(line) for line in ranked]
+    dev = mind.splits["dev"]
+    assert [name for name, _ in found] == [str(i) for i in dev.ids]
+    assert [sorted(ranks) for _, ranks in found] == [[*range(1, n + 1)] for n in np.diff(dev.offsets)]
+    code, _, err = run_compare("--split", "submission", "--only", "popularity", "--out", tmp_path / "none")
+    assert code == 2
+    assert "test" in err.splitlines()[-1]

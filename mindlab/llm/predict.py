@@ -103,7 +103,7 @@ def predict(
     asked = {**asdict(request), "inputs_sha256": _input_hashes(request)}
     if is_started(out, asked) and (out / "manifest.json").exists():
         return out
-    mind = read_mind(request.data, _splits_needed(request))
+    mind = read_mind(request.data, protocols.folders_of(request.protocol, request.split))
     splits = protocols.splits_of(request.protocol, mind, request.seed)
     if request.split not in splits:
         raise UserError(
@@ -291,14 +291,10 @@ def _at_positions(impression: Impressions, positions: np.ndarray) -> Impressions
     )
 
 
-def _splits_needed(request: Request) -> tuple[str, ...]:
-    return ("train",) if request.protocol == "seed" else ("train", "dev")
-
-
 def _input_hashes(request: Request) -> dict[str, str]:
     """Return the SHA-256 of the files that decide the scores: data, weights, adapter, tokenizer."""
     folders = [Path(request.model), *([Path(request.adapter)] if request.adapter else [])]
     names = ("*.safetensors", "tokenizer.json", "config.json", "adapter_config.json")
     files = [path for folder in folders if folder.is_dir() for name in names for path in folder.glob(name)]
     hashes = {path.as_posix(): sha256(path) for path in sorted(files)}
-    return {**data_hashes(request.data, _splits_needed(request)), **hashes}
+    return {**data_hashes(request.data, protocols.folders_of(request.protocol, request.split)), **hashes}

@@ -1,0 +1,55 @@
+"""What a repository keeps of a run: its small files, and its table in a document."""
+
+import shutil
+from pathlib import Path
+
+from mindlab import factory
+from mindlab.errors import UserError
+from mindlab.files import write_text
+from mindlab.predictions import seed_files
+
+OF_ADAPTER = ("adapter_config.json", factory.RECORD, factory.LOSSES, "train_results.json")
+LARGEST_KEPT = 5_000_000  # bytes of an adapter's weights: what a repository should carry
+
+
+def keep(files: list[Path], folder: Path) -> None:
+    """Copy files into `folder`, which is made."""
+    folder.mkdir(parents=True, exist_ok=True)
+    for file in files:
+        shutil.copyfile(file, folder / file.name)
+
+
+def keep_run(run: Path, folder: Path) -> None:
+    """Copy the manifest and the predictions of a run folder to ``folder/NAME``."""
+    keep([run / "manifest.json", *seed_files(run)], folder / run.name)
+
+
+def keep_adapter(adapter: Path, folder: Path) -> int:
+    """Copy an adapter's settings and losses, and its weights if they are small; return the weights' bytes."""
+    weights = adapter / "adapter_model.safetensors"
+    size = weights.stat().st_size
+    keep(
+        [*(adapter / name for name in OF_ADAPTER), *([weights] if size <= LARGEST_KEPT else [])],
+        folder / "adapter",
+    )
+    return size
+
+
+def around(file: Path, folder: Path) -> tuple[str, str]:
+    """Return what stands before and after the table of `folder` in a Markdown file, marks included.
+
+    Raises:
+        UserError: if the file has no such marks.
+    """
+    first, last = f"<!-- {folder.as_posix()} -->\n", f"<!-- /{folder.as_posix()} -->"
+    head, begin, rest = file.read_text(encoding="utf-8").partition(first)
+    _, end, tail = rest.partition(last)
+    if not (begin and end):
+        raise UserError(f"{file}: has no {first.strip()} and {last} marks")
+    return head + begin, end + tail
+
+
+def update(file: Path, folder: Path, table: str) -> None:
+    """Replace what stands between a Markdown file's marks of `folder`."""
+    head, tail = around(file, folder)
+    write_text(file, f"{head}```\n{table.strip()}\n```\n{tail}")
