@@ -1,19 +1,21 @@
 # %% [markdown]
 # # 05 Why ninety-eight percent
 #
-# - **Reads**: `data/sample` (synthetic MIND)
-# - **Writes**: `runs/notebook_05`: the tutorial's records, a leaky data set of your own, two run folders
-# - **Time on the sample**: under a minute. **Hardware**: any CPU
-# - **Previous**: [04 Predict and score](04_predict_and_score.ipynb). **Next**: your own data set, with
-#   `scripts/audit.py`
+# - **Reads**: `data/sample` (synthetic MIND), `models/smollm2-135m`, and a run in `data/reference_runs/cue`
+# - **Writes**: `runs/notebook_05`: the tutorial's records, a leaky data set of your own, run folders
+# - **Time on the sample**: about a minute. **Hardware**: two CPU cores
+# - **Previous**: [04 Predict and score](04_predict_and_score.ipynb). **Next**: [06 Compare
+#   recommenders](06_compare_recommenders.ipynb)
 #
 # You will be able to
 # 1. reproduce the tutorial's accuracy with one line of code and no model;
-# 2. say for which impressions the leak tells most, and why precision gives it away;
+# 2. say why precision gives the leak away, and show with one moved headline that a tuned model uses it;
 # 3. audit any data set of prompts for leaks of this kind, and build one that has none.
 
 # %%
 import json
+import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import matplotlib.pyplot as plt
@@ -22,15 +24,23 @@ import pandas as pd
 from IPython.display import display
 
 from mindlab import alpaca, compare, protocols
+from mindlab.chat import ChatTemplate
+from mindlab.files import sha256
 from mindlab.leakage import audit
+from mindlab.llm.hf import HFEngine
+from mindlab.llm.score import YesNoScorer
 from mindlab.metrics import answer_metrics, evaluate
 from mindlab.mind import read_mind
 from mindlab.notebook import setup
 from mindlab.predictions import read_predictions
 from mindlab.recommenders.leak_rule import always_no, leak_rule
+from mindlab.runs import read_manifest
 
 # %% tags=["parameters"]
 data = "data/sample"
+model = "models/smollm2-135m"
+cue = "data/reference_runs/cue"
+n_probe = 20
 seed = 42
 out = "runs/notebook_05"
 
@@ -101,7 +111,63 @@ display(pd.DataFrame(table).T.round(3))
 assert published["fp"] == found["the leak rule"]["fp"] == 0
 
 # %% [markdown]
-# ## 3 Where does it leak most?
+# ## 3 Can we watch a model learn it?
+#
+# SmolLM2 with its 135 million weights is small, and on a CPU only short prompts can be trained in minutes. So take
+# the impressions of the sample with at most eight candidates, and do with them just what the tutorial does: build,
+# tune (sixty steps), predict. `data/README.md` has the commands; the run is in `data/reference_runs/cue`.
+
+# %%
+short = Path(out) / "short"
+(short / "train").mkdir(parents=True, exist_ok=True)
+shutil.copy(Path(data) / "train/news.tsv", short / "train")
+lines = (Path(data) / "train/behaviors.tsv").read_text("utf-8").splitlines(keepends=True)
+few = [line for line in lines if len(line.split("\t")[4].split()) <= 8]
+(short / "train/behaviors.tsv").write_text("".join(few), "utf-8")
+manifest = read_manifest(Path(cue) / "lora")
+same = sha256(short / "train/behaviors.tsv") in manifest["inputs_sha256"].values()
+print(f"{len(few)} impressions, those of the recorded run: {same}")
+
+# %%
+asked = protocols.seed_splits(read_mind(short, ("train",)), seed)["test"]
+recorded = {name: read_predictions(Path(cue) / name / "predictions.parquet") for name in ("base", "lora")}
+rng = np.random.default_rng(seed)
+small = {f"{name}, its text": evaluate(table, rng=rng).summary for name, table in recorded.items()}
+truth_here = recorded["lora"]["label"].to_numpy()
+for name, rule in {"always No": always_no, "the leak rule": leak_rule}.items():
+    small[name] = answer_metrics(rule(asked, np.full(len(asked), -1)), truth_here, asked.users, rng=rng)
+display(pd.DataFrame(small).T[[*columns, "invalid_answers"]].astype(float).round(3))
+
+# %% [markdown]
+# The untuned model does not answer the question at all. The tuned one has the signature: every Yes is right. Is it
+# the empty line that it reads? That can be tested. Take records that it answers with Yes, and **move one headline
+# from the dislikes to the likes**. History and target stay as they are, letter for letter.
+
+# %%
+tuned = YesNoScorer(HFEngine(model, Path(cue) / "lora/adapter"), ChatTemplate.load(model, "smollm2"))
+form = alpaca.LikesDislikes()
+says_yes = recorded["lora"]["score"].to_numpy() > 0
+records = list(alpaca.likes_dislikes_parts(asked, alpaca.neutral_titles(read_mind(short, ("train",)).news)))
+probed = [record for record, yes in zip(records, says_yes, strict=True) if yes and not record.likes][:n_probe]
+moved = [replace(p, likes=p.dislikes[:1], dislikes=p.dislikes[1:]) for p in probed]
+scores = {
+    name: np.array([tuned.score([form.record(p)])[0] for p in parts])
+    for name, parts in {"as it was": probed, "one headline moved": moved}.items()
+}
+display(pd.DataFrame({name: {"Yes": int((s > 0).sum()), "of": len(s)} for name, s in scores.items()}).T)
+
+# %% [markdown]
+# The answer hangs on a line that has nothing to do with the target, and that nobody has when the page is opened. A
+# recommender that is used would get both lines empty, always. Its accuracy in the lab says nothing about that day.
+
+# %%
+assert small["lora, its text"]["fp"] == 0
+assert small["lora, its text"]["accuracy_low"] > small["always No"]["accuracy"]
+assert (scores["as it was"] > 0).mean() > 0.9
+assert (scores["one headline moved"] > 0).mean() < 0.5
+
+# %% [markdown]
+# ## 4 Where does it leak most?
 #
 # The rule misses only clicks that have company, and long lists have more clicks. With two candidates it
 # must be right always: one of them was clicked.
@@ -132,7 +198,7 @@ assert by_size["accuracy"].iloc[0] == 1.0
 assert (by_size["accuracy"] >= by_size["always_no"]).all()
 
 # %% [markdown]
-# ## 4 Would you have seen it?
+# ## 5 Would you have seen it?
 #
 # `scripts/audit.py` fits a rule that sees only the form of a prompt (which fields there are, how many items
 # they have, punctuation, never a headline) and asks whether it beats the best constant answer on records
@@ -153,7 +219,7 @@ assert verdicts.has_leak
 assert "[User likes]" in verdicts.verdicts[0].text, "the audit names the field that tells"
 
 # %% [markdown]
-# ## 5 What does honest scoring say?
+# ## 6 What does honest scoring say?
 #
 # The same news and the same readers, nothing known of the impression, every candidate ranked, MIND's own
 # metrics, and simple methods only. (What a language model adds is in notebook 04.)
@@ -233,4 +299,5 @@ display(
 )
 
 # %% [markdown]
-# Next: `python scripts/audit.py` on a data set of your own.
+# Next: [06 Compare recommenders](06_compare_recommenders.ipynb); and `python scripts/audit.py` on a data set of your
+# own.
