@@ -18,8 +18,10 @@ Examples:
       --add data/reference_runs/recipe-sample/smollm2-next_topic-lora
 """
 
+import argparse
 import shlex
 import sys
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +43,8 @@ TABLES = ("leaderboard.json", "leaderboard.md", "slices.json")
 LLM_PROTOCOLS = ("dev", "sampled-impression")  # where the embedded model's rows apply
 
 
-def main() -> None:
-    """Fit, score, measure, write the tables and the pages."""
+def arguments() -> argparse.Namespace:
+    """Return the command line, its table's place in a document checked."""
     parser = cli.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and dev/")
     parser.add_argument("--protocol", choices=protocols.PROTOCOLS, default="dev")
@@ -76,22 +78,17 @@ def main() -> None:
         raise UserError("--update needs --keep: a table in a document stands beside what it was made from")
     if args.update:
         kept.around(args.update, args.keep)  # before half an hour of work, not after it
-    is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
-    # Their training has seen the validation day.
-    takes_llm = args.protocol in LLM_PROTOCOLS and args.split == "test"
-    is_labelled = args.split != protocols.SUBMISSION
-    names = [name for name in names_of(args.protocol) if name != ORACLE or (is_synthetic and is_labelled)]
-    names = args.only.split(",") if args.only else [*names, *(rows.NAMES if takes_llm else ())]
-    llm = [name for name in names if name in rows.NAMES]
-    if llm and not takes_llm:
-        raise UserError(
-            f"{llm[0]} applies to split test of the protocols {' and '.join(LLM_PROTOCOLS)} alone"
-        )
+    return args
 
+
+def main() -> None:
+    """Fit, score, measure, write the tables and the pages."""
+    args = arguments()
+    is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
+    names, llm = names_asked(args, is_synthetic)
     request = Request(args.data, args.protocol, args.split, args.limit, args.seed, args.seeds)
-    others = [name for name in names if name not in llm]
-    with tqdm(others, unit=" methods", file=sys.stderr) as bar:
-        runs = compare(request, others, args.out, lambda _: named(bar))
+    with tqdm(names, unit=" methods", file=sys.stderr) as bar:
+        runs = compare(request, names, args.out, lambda _: named(bar))
     if args.split == protocols.SUBMISSION:
         for run in runs:  # the server has the labels, so there is nothing to compare here
             write_prediction_zip(run / "prediction.zip", read_predictions(run / "predictions.parquet"))
@@ -109,42 +106,62 @@ def main() -> None:
     splits = protocols.splits_of(args.protocol, mind, args.seed)
     n = len(splits[args.split])
     whole, some = (protocols.limit(n, most, args.seed) for most in (args.limit, llm_limit))
+    notes = notes_of(args.protocol, splits[args.split].take(whole))
     context = {
         "title": "Recommenders on the same impressions",
         "data": args.data,
         "synthetic": is_synthetic,
         "command": shlex.join(["python", *sys.argv]),
     }
-    notes = notes_of(args.protocol, splits[args.split].take(whole))
-    pairs = [pair for pair in rows.PAIRS if set(pair) <= set(llm)]
     boards = {}  # by folder, with the cases that its rows are measured on
     if llm and len(some) < len(whole):
         if runs:
-            board = reporting.leaderboard(runs, context=context | {"notes": notes})
-            boards["all"] = board, whole
+            boards["all"] = reporting.leaderboard(runs, context=context | {"notes": notes}), whole
         notes = [
             *notes,
             f"Language models scored a seeded choice of {len(some)} of the {len(whole)} impressions, and all rows "
             "are measured on just these; the other methods on all impressions: all/report.html.",
         ]
-    measured = some if llm else whole
+    cases = some if llm else whole
+    pairs = [pair for pair in rows.PAIRS if set(pair) <= set(llm)]
     every = [*runs, *llm_runs, *args.add]
-    board = reporting.leaderboard(every, pairs=pairs, cases=measured, context=context | {"notes": notes})
-    boards["."] = board, measured
-    for folder, (board, cases) in boards.items():
-        page = write(args.out / folder, board, mind, splits, args.split, cases)
-        if args.keep:
-            kept.keep([args.out / folder / name for name in TABLES], args.keep / folder)
+    board = reporting.leaderboard(every, pairs=pairs, cases=cases, context=context | {"notes": notes})
+    boards["."] = board, cases
+    for folder, (one, its_cases) in boards.items():
+        page = write(args.out / folder, one, mind, splits, args.split, its_cases)
         if args.update:
-            kept.update(args.update, args.keep / folder, reporting.as_text(board))
+            kept.update(args.update, args.keep / folder, reporting.as_text(one))
     if args.keep:
-        for run in (run for run in [*runs, *llm_runs] if run.name in (*NEURAL, *rows.NAMES)):
-            kept.keep_run(run, args.keep)  # the other rows take seconds to make
-            adapter = args.out / "training" / run.name / "adapter"
-            if adapter.is_dir():
-                kept.keep([adapter / name for name in kept.OF_ADAPTER], args.keep / run.name / "adapter")
+        keep(args.out, args.keep, boards, [*runs, *llm_runs])
     print(reporting.as_text(board))
     print(page)
+
+
+def names_asked(args: argparse.Namespace, is_synthetic: bool) -> tuple[list[str], list[str]]:
+    """Return the recommenders to run, and the rows of language models."""
+    # The training of a language model has seen the validation day.
+    takes_llm = args.protocol in LLM_PROTOCOLS and args.split == "test"
+    is_labelled = args.split != protocols.SUBMISSION
+    names = [name for name in names_of(args.protocol) if name != ORACLE or (is_synthetic and is_labelled)]
+    names = args.only.split(",") if args.only else [*names, *(rows.NAMES if takes_llm else ())]
+    llm = [name for name in names if name in rows.NAMES]
+    if llm and not takes_llm:
+        raise UserError(
+            f"{llm[0]} applies to split test of the protocols {' and '.join(LLM_PROTOCOLS)} alone"
+        )
+    return [name for name in names if name not in llm], llm
+
+
+def keep(out: Path, folder: Path, boards: Iterable[str], runs: list[Path]) -> None:
+    """Copy the tables, and the rows that take minutes to make: the learned ones."""
+    for place in boards:
+        kept.keep([out / place / name for name in TABLES], folder / place)
+    for run in runs:
+        if run.name in (*NEURAL, *rows.NAMES):
+            kept.keep_run(run, folder)
+        adapter = out / "training" / run.name / "adapter"
+        if adapter.is_dir():
+            kept.keep([adapter / name for name in kept.OF_ADAPTER], folder / run.name / "adapter")
 
 
 def notes_of(protocol: str, test: Impressions) -> list[str]:

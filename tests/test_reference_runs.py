@@ -7,19 +7,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindlab import alpaca, compare, factory
+from mindlab import alpaca, compare, factory, protocols, report
+from mindlab.llm import rows as llm_rows
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import Request, predict
 from mindlab.llm.score import NextClickScorer
 from mindlab.metrics import evaluate, paired_differences
-from mindlab.mind import read_mind
+from mindlab.mind import Mind, read_mind
 from mindlab.predictions import read_predictions
 from mindlab.prompts import NextClick
+from mindlab.recommenders import LEARNED, SIMPLE
 from mindlab.report import difference_text, with_interval
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data/reference_runs"
-BOARDS = sorted(path.parent.name for path in FOLDER.glob("*/leaderboard.json"))
+# What scripts/demo.py keeps; scripts/compare.py keeps `compare`.
+BOARDS = sorted(
+    path.parent.name for path in FOLDER.glob("*/leaderboard.json") if path.parent.name != "compare"
+)
 DEMO = FOLDER / "demo"
 METRICS = ("auc", "mrr", "ndcg5", "ndcg10")
 
@@ -96,6 +101,55 @@ def test_the_documents_quote_the_runs(file, name):
             pair = f"{row['name']} - {entry['against']}"
             found = [line for line in said.splitlines() if line.startswith(f"{pair} ")]
             assert found == [] or difference_text(entry["auc"]) in found[0]
+
+
+@pytest.mark.parametrize("place", ["", "all"])
+def test_the_leaderboard_is_that_of_its_runs(place):
+    """Those of its rows that are kept, measured again on the impressions of the table."""
+    folder = FOLDER / "compare" / place
+    rows = {row["name"]: row for row in json.loads((folder / "leaderboard.json").read_text("utf-8"))}
+    kept = sorted(path.parent for path in (FOLDER / "compare").glob("*/predictions.parquet"))
+    kept = [run for run in kept if run.name in rows]
+    assert len(kept) == (3 if place else 7)
+    n = read_mind(ROOT / "data/sample", ("dev",)).splits["dev"]
+    cases = protocols.limit(len(n), next(iter(rows.values()))["n_impressions"], 42)
+    said = block("docs/leaderboard.md", f"compare/{place}".rstrip("/"))
+    for run in kept:
+        found = report.measure(run, cases).row
+        assert found["subset_sha"] == rows[run.name]["subset_sha"]
+        for key in (f"{metric}{end}" for metric in METRICS for end in ("", "_low", "_high")):
+            assert found[key] == pytest.approx(rows[run.name][key], abs=1e-9), (run.name, key)
+    for name, row in rows.items():
+        line = next(line for line in said.splitlines() if line.startswith(f"{name} "))
+        assert with_interval(row, "auc") in line
+
+
+def test_the_leaderboard_has_every_row():
+    rows = json.loads((FOLDER / "compare/leaderboard.json").read_text("utf-8"))
+    assert {row["name"] for row in rows} == {*SIMPLE, "oracle", *llm_rows.NAMES}
+    assert {row["name"] for row in rows if row["seeds"] == 3} == set(LEARNED)
+
+
+def test_the_model_that_learnt_the_leak():
+    """Of short prompts: it is never wrong with a Yes, and far above always No."""
+    train = read_mind(ROOT / "data/sample", ("train",)).splits["train"]
+    short = train.take(np.flatnonzero(np.diff(train.offsets) <= 8))
+    test = protocols.seed_splits(Mind(read_mind(ROOT / "data/sample").news, {"train": short}, {}), 42)["test"]
+    frame = read_predictions(FOLDER / "cue/lora/predictions.parquet")
+    assert frame["impression_id"].to_pylist() == test.ids.tolist()
+    assert frame["label"].to_numpy().tolist() == test.labels[test.offsets[1:] - 1].tolist()
+    found, base = (
+        evaluate(read_predictions(FOLDER / f"cue/{name}/predictions.parquet"), rng=np.random.default_rng(0))
+        for name in ("lora", "base")
+    )
+    assert found.summary["precision"] == 1.0
+    assert found.summary["accuracy_low"] > found.summary["always_no_accuracy"] + 0.1
+    assert base.summary["invalid_answers"] == len(test)
+    numbers = [len(test), found.summary["tp"]]
+    numbers += [f"{found.summary[name]:.3f}" for name in ("accuracy", "always_no_accuracy")]
+    for file in ("README.md", "README_zh.md"):
+        said = (ROOT / file).read_text("utf-8").partition("模型不必大" if "zh" in file else "A model need")[2]
+        assert all(str(number) in said[:500] for number in numbers), file
 
 
 @pytest.mark.parametrize("name", [n for n in BOARDS if n.startswith("recipe-")])
