@@ -49,6 +49,9 @@ SYNTHETIC = "Synthetic data: this table ranks methods on this generator, not on 
 LEAST_MS = 0.001
 
 
+MOVES = (0, -12, 12, -18, 18, -30, 30, -42, 42, -56, 56)  # pixels by which a name may leave its point
+
+
 @dataclass(frozen=True)
 class Measured:
     """One run: its row of the table, what its manifest says, and the values behind its numbers."""
@@ -656,7 +659,7 @@ def _dots(groups: Dots, metric: str, chance: float | None = None) -> str:
     )
     lines = []
     for title, hue, members in groups:
-        lines.append(f'<div class="row group"><span>{_e(_capital(title))}</span><svg>{grid}</svg></div>')
+        lines.append(f'<div class="row group"><span>{_e(title)}</span><svg>{grid}</svg></div>')
         for name, value, left, right in members:
             interval = interval_text(left, right)
             bar = (
@@ -682,7 +685,7 @@ def _forest_section(board: Mapping[str, Any]) -> str:
     ends = [metric, f"{metric}_low", f"{metric}_high"]
     groups = [
         (
-            title,
+            _capital(title),
             title,
             [(row["name"], *(row[end] for end in ends)) for row in rows if row[metric] is not None],
         )
@@ -724,7 +727,7 @@ def _slices_section(board: Mapping[str, Any], slices: Sequence[Mapping[str, Any]
             if name in shown and one["mean"] is not None
         ]
         if dots:
-            title = f"{row['question']}: {row['slice']} ({row['n']:,})"
+            title = f"{_capital(row['question'])}: {row['slice']} ({row['n']:,})"
             groups.setdefault(row["question"], []).append((title, "static", dots))
     plots = "".join(
         f"<figure>{_dots(group, metric, 0.5 if metric == 'auc' else None)}</figure>"
@@ -898,7 +901,7 @@ def place_labels(
     result = []
     for own, ((x, y), name) in enumerate(zip(points, names, strict=True)):
         sides = (1, -1) if x < 50 else (-1, 1)
-        for moved, side in ((moved, side) for moved in (0, -12, 12, -18, 18, -30, 30) for side in sides):
+        for moved, side in ((moved, side) for moved in MOVES for side in sides):
             near = width * x / 100 + 8 * side
             left, right = sorted((near, near + 8 * side * len(name)))
             box = (left, right, y + moved - 8, y + moved + 8)
