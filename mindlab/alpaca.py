@@ -5,6 +5,7 @@ Data sets are found the LLaMA-Factory way: every YAML says ``dataset_dir: data``
 """
 
 import json
+import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, replace
@@ -13,6 +14,8 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
 
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
@@ -30,6 +33,7 @@ from mindlab.prompts import (
     PointwiseParts,
     Record,
     history_length_of,
+    yes_no,
 )
 from mindlab.protocols import splits_of
 from mindlab.special_tokens import neutralise
@@ -38,6 +42,7 @@ COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "sys
 FORMATS_OF = {"seed": ("likes_dislikes",), "dev": ("pointwise", "next_click", "next_topic")}
 # The tutorial's names; every other data set is mind_<protocol>_<format>_<split>.
 TUTORIAL_NAMES = {"train": ("mind", "mind_train.json"), "test": ("mind_test", "mind_test.json")}
+BLOCK = 8192  # impressions that are put together at a time
 SLACK = 8  # tokens by which a batch estimate may differ, at the seams between text and template
 SHORTEST_LIST = 3  # titles in a next_click list of one interest
 NO_HISTORY_SHARE = 0.05  # records in the form without history, of next_click (one title alone) and next_topic
@@ -167,6 +172,61 @@ def records(form: Any, parts: Iterable[Any], budget: Budget | None, done: Shorte
             else:
                 done.longest = max(done.longest, tokens)
             yield record
+
+
+def json_lines(
+    form: Any,
+    impressions: Impressions,
+    titles: np.ndarray,
+    parts: Iterable[Any],
+    budget: Budget | None,
+    done: Shortening,
+) -> Iterator[str]:
+    """Yield each record as JSON. The tutorial's, unless tokens are counted, are put together from escaped titles."""
+    if budget is None and form.name == LikesDislikes.name:
+        return likes_dislikes_json(impressions, titles, form)
+    return (json.dumps(record, ensure_ascii=False) for record in records(form, parts, budget, done))
+
+
+def likes_dislikes_json(impressions: Impressions, titles: np.ndarray, form: LikesDislikes) -> Iterator[str]:
+    """Yield what `json.dumps` makes of each record of `likes_dislikes_parts`, many times faster.
+
+    JSON escapes text letter by letter, so a title is escaped once and not once for each of its showings; Arrow joins
+    the pieces, a block of impressions at a time.
+    """
+    texts = {name: json.dumps(text, ensure_ascii=False)[1:-1] for name, text in form.text.items()}
+    start = f'{{"system": "{texts["system"]}", "instruction": "{texts["instruction"]}", "input": "'
+    before, after_history, after_likes, after_dislikes, end = re.split(r"\{\w+\}", texts["input"])
+    answers = pa.array([f'{end}", "output": "{yes_no(is_click)}"}}' for is_click in (False, True)])
+    bare = pa.array([json.dumps(title, ensure_ascii=False)[1:-1] for title in titles.tolist()])
+    quoted = pc.binary_join_element_wise('\\"', bare, '\\"', "")
+
+    def lists(news: np.ndarray, sizes: np.ndarray) -> pa.Array:
+        """Return the quoted titles of ragged rows of `news`, each row as one text."""
+        ends = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
+        return pc.binary_join(pa.ListArray.from_arrays(ends, quoted.take(pa.array(news))), ", ")
+
+    ends = impressions.history_offsets
+    shown = np.minimum(np.diff(ends), form.history_length)
+    last_ones = np.repeat(ends[1:] - np.cumsum(shown), shown) + np.arange(shown.sum())
+    histories = lists(impressions.history_news[last_ones], shown)
+    histories = pc.if_else(pa.array(shown > 0), histories, texts["no_history"])
+    for first in range(0, len(impressions), BLOCK):
+        block = impressions.take(np.arange(first, min(first + BLOCK, len(impressions))))
+        sizes = np.diff(block.offsets)
+        owner, target = np.repeat(np.arange(len(block)), sizes), block.offsets[1:] - 1
+        is_click = block.labels == 1
+        is_sibling = np.ones(len(owner), bool)
+        is_sibling[target] = False
+        likes, dislikes = (
+            lists(block.news[mask], np.bincount(owner[mask], minlength=len(block)))
+            for mask in (is_sibling & is_click, is_sibling & ~is_click)
+        )
+        yield from pc.binary_join_element_wise(
+            start + before, histories.take(pa.array(block.history)), after_history, likes, after_likes, dislikes,
+            after_dislikes, bare.take(pa.array(block.news[target])),
+            answers.take(pa.array(is_click[target].astype(np.int8))), "",
+        ).to_pylist()  # fmt: skip
 
 
 def neutral_titles(news: News) -> np.ndarray:
@@ -377,6 +437,7 @@ def build(
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: expected at least 1")
     entries, files = {}, {}
+    yes = f'"output": "{yes_no(True)}"}}'
     for split, impressions in splits.items():
         if options.limit is not None and options.limit < len(impressions):
             keep = np.random.default_rng(options.seed).permutation(len(impressions))[: options.limit]
@@ -388,10 +449,11 @@ def build(
         with atomic_path(out / "processed" / file_name) as path, path.open("w", encoding="utf-8") as file:
             file.write("[")
             parts = samples(impressions, mind.news, titles, options, rng)
-            for record in progress(records(form, parts, budget, done), name):
-                file.write(("," if n else "") + "\n" + json.dumps(record, ensure_ascii=False))
+            lines = json_lines(form, impressions, titles, parts, budget, done)
+            for line in progress(lines, name):
+                file.write(f",\n{line}" if n else f"\n{line}")
                 n += 1
-                n_yes += record["output"].startswith("Yes")
+                n_yes += line.endswith(yes)
             file.write("\n]\n")
             if not n:
                 few = "two clicks"

@@ -18,8 +18,11 @@ from mindlab.alpaca import (
     Shortening,
     build,
     is_built,
+    likes_dislikes_json,
+    likes_dislikes_parts,
     link_to,
     make_budget,
+    neutral_titles,
     next_click_parts,
     records,
     samples,
@@ -252,6 +255,27 @@ def test_next_click_by_interest_by_hand(monkeypatch):
     assert lists(1) == [["t1", "t2", "t3"], ["t10", "t11", "t13"]]
     assert lists(2) == [["t2", "t3", "t13"], ["t5", "t14", "t7"]]
     assert lists(0) == [["t2", "t3", "t13"], ["t5", "t14", "t7"]]
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_the_fast_way_writes_the_same_bytes(sample, language):
+    """Titles with quotes, backslashes, control characters and other scripts; histories that are empty or long."""
+    news = replace(sample.news, title=sample.news.title.copy())
+    odd = [
+        'He said "no"',
+        "back\\slash",
+        "tab\tline\nend",
+        "新闻 — ünïcödé 🙂",
+        "{history} {0} %s",
+        "\x00\x1f",
+    ]
+    at = sample.splits["train"].news[:600]
+    news.title[at] = [odd[i % len(odd)] for i in range(len(at))]
+    form, titles = LikesDislikes(language), neutral_titles(news)
+    train = sample.splits["train"]
+    found = list(likes_dislikes_json(train, titles, form))
+    simple = [form.record(parts) for parts in likes_dislikes_parts(train, titles)]
+    assert found == [json.dumps(record, ensure_ascii=False) for record in simple]
 
 
 def test_next_topic_by_hand(tmp_path, monkeypatch):
