@@ -18,6 +18,8 @@ notebooks: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python scripts/get_model.py smollm2-135m
+	$(BIN)/python benchmarks/build.py
+	$(BIN)/python benchmarks/metrics.py --impressions 10000
 	$(BIN)/python benchmarks/scoring.py
 
 style: .venv/ready
