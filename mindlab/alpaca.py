@@ -476,13 +476,13 @@ def build(
         "inputs_sha256": inputs_sha256,
         "datasets": files,
     }
-    write_json(_manifest_path(out, options), manifest)
+    write_json(_manifest_path(out, dataset_name(options.protocol, options.format, "train")[0]), manifest)
     return manifest
 
 
 def is_built(out: Path, options: BuildOptions, inputs_sha256: dict[str, str]) -> bool:
     """Return whether `build` with these options, of these data files, has been done and is untouched."""
-    path = _manifest_path(out, options)
+    path = _manifest_path(out, dataset_name(options.protocol, options.format, "train")[0])
     if not path.exists():
         return False
     made = json.loads(path.read_text(encoding="utf-8"))
@@ -496,16 +496,16 @@ def is_built(out: Path, options: BuildOptions, inputs_sha256: dict[str, str]) ->
 
 def share_of_yes(dataset_dir: str | Path, dataset: str) -> float | None:
     """Return the share of Yes among the records of a data set; None for one that `build` did not make."""
-    path = Path(dataset_dir) / "processed" / f"{dataset.removesuffix('_train')}.manifest.json"
+    path = _manifest_path(Path(dataset_dir), dataset)
     if not path.is_file():
         return None
     made = json.loads(path.read_text(encoding="utf-8"))["datasets"].get(dataset, {})
     return made["records_yes"] / made["records"] if "records_yes" in made else None
 
 
-def _manifest_path(out: Path, options: BuildOptions) -> Path:
-    name, _ = dataset_name(options.protocol, options.format, "train")
-    return out / "processed" / f"{name.removesuffix('_train')}.manifest.json"
+def _manifest_path(out: Path, train: str) -> Path:
+    """Return where the manifest of the data sets stands whose training one has the name `train`."""
+    return out / "processed" / f"{train.removesuffix('_train')}.manifest.json"
 
 
 def check_factory(factory: Path) -> None:
