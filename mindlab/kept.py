@@ -1,5 +1,6 @@
 """What a repository keeps of a run: its small files, and its table in a document."""
 
+import argparse
 import shutil
 from pathlib import Path
 
@@ -10,6 +11,22 @@ from mindlab.predictions import seed_files
 
 OF_ADAPTER = ("adapter_config.json", factory.RECORD, factory.LOSSES, "train_results.json")
 LARGEST_KEPT = 5_000_000  # bytes of an adapter's weights: what a repository should carry
+
+
+def add_arguments(parser: argparse.ArgumentParser, what: str) -> None:
+    """Give a script the options --keep and --update; `what` of a run is copied."""
+    parser.add_argument("--keep", type=Path, metavar="DIR", help=f"also copy {what} to DIR")
+    parser.add_argument(
+        "--update", type=Path, metavar="FILE", help="also put the table between FILE's marks of DIR"
+    )
+
+
+def check(args: argparse.Namespace) -> None:
+    """Raise UserError if the table of --update has no place: before the work, not after it."""
+    if args.update and not args.keep:
+        raise UserError("--update needs --keep: a table in a document stands beside what it was made from")
+    if args.update:
+        around(args.update, args.keep)
 
 
 def keep(files: list[Path], folder: Path) -> None:

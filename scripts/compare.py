@@ -69,15 +69,9 @@ def arguments() -> argparse.Namespace:
         "--add", nargs="+", type=Path, default=[], metavar="RUN", help="also these run folders"
     )
     parser.add_argument("--out", type=Path, required=True, help="gets a folder for each row, and the table")
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="also copy tables and learned rows to DIR")
-    parser.add_argument(
-        "--update", type=Path, metavar="FILE", help="also put the table between FILE's marks of DIR"
-    )
+    kept.add_arguments(parser, "tables and learned rows")
     args = parser.parse_args()
-    if args.update and not args.keep:
-        raise UserError("--update needs --keep: a table in a document stands beside what it was made from")
-    if args.update:
-        kept.around(args.update, args.keep)  # before half an hour of work, not after it
+    kept.check(args)
     return args
 
 

@@ -52,18 +52,12 @@ def main() -> None:
     parser.add_argument("--steps", type=int, help="training steps (default: as in the YAML)")
     parser.add_argument("--control", action="store_true", help="also train on titles dealt out anew")
     parser.add_argument("--out", type=Path, default=DEFAULT_OUT)
-    parser.add_argument("--keep", type=Path, metavar="DIR", help="also copy the run's results to DIR")
-    parser.add_argument(
-        "--update", type=Path, metavar="FILE", help="also put the table between FILE's marks of DIR"
-    )
+    kept.add_arguments(parser, "the run's results")
     args = parser.parse_args()
     config = rows.CONFIGS[args.format]
     if not config.is_file():
         raise UserError(f"{config}: not here; run the demo in the root of the repository")
-    if args.update and not args.keep:
-        raise UserError("--update needs --keep: a table in a document stands beside what it was made from")
-    if args.update:
-        kept.around(args.update, args.keep)  # before an hour of work, not after it
+    kept.check(args)
 
     rows.get_model()
 
@@ -75,13 +69,13 @@ def main() -> None:
     )
     adapters = {}
     for name in (tuned_name, control) if args.control else (tuned_name,):
-        is_own = not is_default or name == control
-        folder = args.out / "training" / name
-        rows.build_records(
-            args.data, args.format, folder / "data" if is_own else Path("data"), name == control
-        )
-        own = {"dataset_dir": (folder / "data").as_posix(), "output_dir": (folder / "adapter").as_posix()}
-        adapters[name] = rows.train(config, steps | (own if is_own else {}))
+        is_control = name == control
+        if is_default and not is_control:
+            rows.build_records(args.data, args.format, Path("data"))
+            adapters[name] = rows.train(config, steps)
+        else:
+            folder = args.out / "training" / name
+            adapters[name] = rows.tune(args.format, args.data, folder, steps, is_control)
     tuned = [
         rows.score(args.data, args.format, adapter, args.limit, args.out / name)
         for name, adapter in adapters.items()

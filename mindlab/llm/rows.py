@@ -6,7 +6,9 @@ is done already is skipped.
 
 import json
 import sys
+from collections.abc import Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 from tqdm import tqdm
@@ -123,11 +125,17 @@ def make_row(
     return score(data, form, adapter, limit, out / name, seed=seed, protocol=protocol)
 
 
-def tune(form: str, data: str, folder: Path) -> Path:
+def tune(
+    form: str,
+    data: str,
+    folder: Path,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+    is_control: bool = False,
+) -> Path:
     """Build a format's records and fine-tune on them by its YAML, all within `folder`; return the adapter."""
-    build_records(data, form, folder / "data")
+    build_records(data, form, folder / "data", is_control)
     own = {"dataset_dir": (folder / "data").as_posix(), "output_dir": (folder / "adapter").as_posix()}
-    return train(CONFIGS[form], own)
+    return train(CONFIGS[form], {**overrides, **own})
 
 
 def carried(name: str, data: str) -> Path | None:
