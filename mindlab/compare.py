@@ -14,7 +14,7 @@ from mindlab.errors import UserError
 from mindlab.files import write_json
 from mindlab.mind import Impressions, Mind, News, read_mind
 from mindlab.recommenders import LEARNED, SIMPLE, STREAMING, make_recommender
-from mindlab.recommenders.base import score_without_labels
+from mindlab.recommenders.base import Recommender, score_without_labels
 from mindlab.recommenders.leak_rule import always_no, leak_rule
 from mindlab.recommenders.oracle import Oracle
 from mindlab.recommenders.past import PastLog
@@ -108,15 +108,7 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
     train_seconds, score_seconds = [], []
     for k, seed in enumerate(seeds):
         begin = time.perf_counter()
-        if name in BLIND:
-            recommender = None
-        elif name == ORACLE:
-            folder = "dev" if request.split == "test" else "train"
-            recommender = Oracle(Path(request.data) / folder, mind.splits[folder])
-        elif request.protocol == "sampled" and name == HistoryPopularity.name:
-            recommender = HistoryPopularity()
-        else:
-            recommender = make_recommender(name)
+        recommender = _recommender(name, request, mind)
         if recommender is not None:
             # The validation split has no day before it to choose on.
             valid = None if request.split == "valid" else splits.get("valid")
@@ -153,6 +145,18 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
             **provenance(),
         },
     )
+
+
+def _recommender(name: str, request: Request, mind: Mind) -> Recommender | None:
+    """Return a new recommender of that name; None for the blind answers, which nothing is fitted for."""
+    if name in BLIND:
+        return None
+    if name == ORACLE:
+        folder = "dev" if request.split == "test" else "train"
+        return Oracle(Path(request.data) / folder, mind.splits[folder])
+    if request.protocol == "sampled" and name == HistoryPopularity.name:
+        return HistoryPopularity()
+    return make_recommender(name)
 
 
 def _table(request: Request, test: Impressions, news: News, scores: np.ndarray, rows: np.ndarray) -> pa.Table:
