@@ -47,8 +47,6 @@ CONTEXT = ("title", "data", "synthetic", "command", "notes")
 SYNTHETIC = "Synthetic data: this table ranks methods on this generator, not on MIND."
 # compare.py rounds to 0.001 ms, so that 0 means less than that; a log axis has no 0.
 LEAST_MS = 0.001
-
-
 MOVES = (0, -12, 12, -18, 18, -30, 30, -42, 42, -56, 56)  # pixels by which a name may leave its point
 
 
@@ -766,7 +764,8 @@ def _calibration_section(board: Mapping[str, Any]) -> str:
         "groups of like size: the share of each that was clicked. A calibrated model has the same number on "
         "both sides; one that ranks has a share that rises. Training shows a few "
         "non-clicks for each click, far fewer than a reader sees, which teaches a P(Yes) above the share of "
-        "clicks: ranking is not hurt by that, a threshold is. The lines &quot;non-clicks undone&quot; take that part away again.</p>"
+        "clicks: ranking is not hurt by that, a threshold is. The lines &quot;non-clicks undone&quot; take that "
+        "part away again.</p>"
         + "".join(parts)
         + _html_table(head, f"<tbody>{''.join(lines)}</tbody>")
         + "</section>\n"
