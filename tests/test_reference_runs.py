@@ -161,6 +161,9 @@ def test_the_gains_in_the_readmes_are_those_of_the_runs(name):
     for file in ("README.md", "README_zh.md"):
         line = next(x for x in (ROOT / file).read_text("utf-8").splitlines() if "`next_topic`" in x)
         assert f"{number.lstrip('+')} {interval}" in line.replace("AUC ", ""), file
+    base, tuned = (measured(run / f"smollm2-next_topic-{kind}").summary["auc"] for kind in ("base", "lora"))
+    row = f"| {base:.3f} | {tuned:.3f} | {difference_text(gain)} |"
+    assert row in (ROOT / "docs/recipe.md").read_text("utf-8")
 
 
 def test_the_validation_that_chose_the_recipe():
