@@ -1,7 +1,7 @@
 """The reader of MIND: hand-written folders, a naive second reader, and one line per broken folder."""
 
-import csv
 import gzip
+import io
 import tempfile
 import zipfile
 from datetime import datetime
@@ -9,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pandas as pd
+import pyarrow as pa
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -197,7 +198,12 @@ def assert_quotes_are_text(folder):
 
 def test_quotes_are_text(tmp_path, monkeypatch):
     assert_quotes_are_text(tmp_path)
-    monkeypatch.setattr(module.csv, "QUOTE_NONE", csv.QUOTE_MINIMAL)
+
+    def quoting(source, columns, line, block, is_cut):
+        frame = pd.read_csv(io.BytesIO(block), sep="\t", names=columns, dtype=str, na_filter=False)
+        return module._Block(line, {name: pa.array(frame[name]) for name in columns}, is_cut)
+
+    monkeypatch.setattr(module, "_parse_block", quoting)  # as most MIND code does it
     with pytest.raises((AssertionError, pd.errors.ParserError)):
         assert_quotes_are_text(tmp_path)
 
@@ -367,6 +373,16 @@ BROKEN = {
         behaviors_with("3\tU1", "1\tU1"),
         "behaviors.tsv, line 3:",
         "impression id 1 was already used on line 1",
+    ),
+    "time without its space": (
+        behaviors_with("11/14/2019 12:30:59 PM", "11/14/201912:30:59 PM"),
+        "behaviors.tsv, line 3:",
+        "'11/14/201912:30:59 PM' is not a time like 11/15/2019",
+    ),
+    "a day that November lacks": (
+        behaviors_with("11/14/2019 12:30:59 PM", "11/31/2019 12:30:59 PM"),
+        "behaviors.tsv, line 3:",
+        "'11/31/2019 12:30:59 PM' is not a time like 11/15/2019",
     ),
     "time": (
         behaviors_with("12:30:59 PM", "25:30:59"),
