@@ -692,9 +692,10 @@ def _read_behaviors(
     has_labels = None
     value_set = pa.array(keys)
     for rows in _parsed(source, lambda *block: _parse_behaviors(source, value_set, *block)):
-        new = np.array([text not in histories for text in rows.texts])
-        for text in rows.texts:
-            histories.setdefault(text, len(histories))
+        known = len(histories)
+        codes = [histories.setdefault(text, len(histories)) for text in rows.texts]
+        codes = np.array(codes, dtype=np.int32)
+        new = codes >= known
         is_new = np.repeat(new, rows.clicked.sizes)
         found = rows.clicked_news[is_new]
         dropped_history += unknown.count(found, rows.clicked.keys[is_new], rows.clicked_lines[is_new])
@@ -711,7 +712,6 @@ def _read_behaviors(
         columns["ids"].append(rows.ids)
         columns["users"].append(rows.users)
         columns["times"].append(rows.times)
-        codes = np.array([histories[text] for text in rows.texts], dtype=np.int32)
         columns["history"].append(codes[rows.history])
         columns["sizes"].append(_kept_sizes(tokens.sizes, found))
         columns["news"].append(found[found >= 0] if dropped else found)
