@@ -4,22 +4,21 @@ Data sets are found the LLaMA-Factory way: every YAML says ``dataset_dir: data``
 ``data/dataset_info.json`` names the files under ``data/processed/``.
 """
 
+import hashlib
 import json
-import re
 import shutil
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
-from itertools import islice
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
 from mindlab.mind import Impressions, Mind, News
+from mindlab.parallel import thread_map
 from mindlab.prompts import (
     FORMATS,
     YES_NO,
@@ -31,45 +30,19 @@ from mindlab.prompts import (
     NextTopicParts,
     Pointwise,
     PointwiseParts,
-    Record,
     history_length_of,
-    yes_no,
 )
 from mindlab.protocols import splits_of
+from mindlab.records import RECORDS, Budget, Part, RecordWriter, Shortening, TutorialWriter, batched, blocks
 from mindlab.special_tokens import neutralise
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
 FORMATS_OF = {"seed": ("likes_dislikes",), "dev": ("pointwise", "next_click", "next_topic")}
 # The tutorial's names; every other data set is mind_<protocol>_<format>_<split>.
 TUTORIAL_NAMES = {"train": ("mind", "mind_train.json"), "test": ("mind_test", "mind_test.json")}
-BLOCK = 8192  # impressions that are put together at a time
-SLACK = 8  # tokens by which a batch estimate may differ, at the seams between text and template
 SHORTEST_LIST = 3  # titles in a next_click list of one interest
 NO_HISTORY_SHARE = 0.05  # records in the form without history, of next_click (one title alone) and next_topic
 TOPICS_ASKED = 6  # clicks that the answer of a next_topic record names the topics of
-
-
-@dataclass(frozen=True)
-class Budget:
-    """How long a sample may be, in tokens as LLaMA-Factory counts them.
-
-    `count(record)` is exact and slow; `estimate(records)` counts many at once and may be off by `SLACK`.
-    """
-
-    count: Callable[[Record], int]
-    estimate: Callable[[list[Record]], list[int]]
-    cutoff_len: int
-
-
-@dataclass
-class Shortening:
-    """What the token check did, for the manifest."""
-
-    checked: int = 0
-    shortened: int = 0
-    titles_dropped: int = 0
-    longest: int = 0
-    still_too_long: int = 0
 
 
 @dataclass(frozen=True)
@@ -118,117 +91,6 @@ def make_budget(options: BuildOptions) -> Budget | None:
     return Budget(chat.count, chat.estimate, options.cutoff_len)
 
 
-def fit_budget(form: Any, parts: Any, tokens: int, budget: Budget, done: Shortening) -> Record:
-    """Return the record of `parts`, of about `tokens` tokens, with as few titles left out as make it fit.
-
-    A record that is too long even at its shortest is returned at its shortest and counted in
-    ``done.still_too_long``.
-    """
-    record = form.record(parts)
-    if tokens < 2 * budget.cutoff_len:  # an estimate will do for the others: they are far too long
-        tokens = budget.count(record)
-    most = form.droppable(parts)
-    dropped = 0
-    if tokens > budget.cutoff_len and most:
-        # Guess by characters, which are free to count, then walk to the exact border by tokens.
-        room = budget.cutoff_len / tokens * len(record["input"] + record["output"])
-        low, high = 0, most
-        while low < high:
-            middle = (low + high) // 2
-            shorter = form.record(parts, middle)
-            low, high = (
-                (low, middle) if len(shorter["input"] + shorter["output"]) <= room else (middle + 1, high)
-            )
-        dropped = low
-        tokens = budget.count(form.record(parts, dropped))
-        while tokens > budget.cutoff_len and dropped < most:
-            # Few titles are longer than 25 tokens, so this seldom jumps over the border.
-            dropped = min(most, dropped + -(-(tokens - budget.cutoff_len) // 25))
-            tokens = budget.count(form.record(parts, dropped))
-        while dropped > 1 and tokens < budget.cutoff_len:  # is there room for one title more?
-            fewer = budget.count(form.record(parts, dropped - 1))
-            if fewer > budget.cutoff_len:
-                break
-            dropped, tokens = dropped - 1, fewer
-        record = form.record(parts, dropped)
-    done.shortened += dropped > 0
-    done.titles_dropped += dropped
-    done.still_too_long += tokens > budget.cutoff_len
-    done.longest = max(done.longest, tokens)
-    return record
-
-
-def records(form: Any, parts: Iterable[Any], budget: Budget | None, done: Shortening) -> Iterator[Record]:
-    """Yield the record of every sample, made to fit the budget if there is one."""
-    if budget is None:
-        yield from map(form.record, parts)
-        return
-    for block in batched(parts, 256):
-        whole = [form.record(p) for p in block]
-        for p, record, tokens in zip(block, whole, budget.estimate(whole), strict=True):
-            done.checked += 1
-            if tokens + SLACK > budget.cutoff_len:
-                record = fit_budget(form, p, tokens, budget, done)
-            else:
-                done.longest = max(done.longest, tokens)
-            yield record
-
-
-def json_lines(
-    form: Any,
-    impressions: Impressions,
-    titles: np.ndarray,
-    parts: Iterable[Any],
-    budget: Budget | None,
-    done: Shortening,
-) -> Iterator[str]:
-    """Yield each record as JSON. The tutorial's, unless tokens are counted, are put together from escaped titles."""
-    if budget is None and form.name == LikesDislikes.name:
-        return likes_dislikes_json(impressions, titles, form)
-    return (json.dumps(record, ensure_ascii=False) for record in records(form, parts, budget, done))
-
-
-def likes_dislikes_json(impressions: Impressions, titles: np.ndarray, form: LikesDislikes) -> Iterator[str]:
-    """Yield what `json.dumps` makes of each record of `likes_dislikes_parts`, many times faster.
-
-    JSON escapes text letter by letter, so a title is escaped once and not once for each of its showings; Arrow joins
-    the pieces, a block of impressions at a time.
-    """
-    texts = {name: json.dumps(text, ensure_ascii=False)[1:-1] for name, text in form.text.items()}
-    start = f'{{"system": "{texts["system"]}", "instruction": "{texts["instruction"]}", "input": "'
-    before, after_history, after_likes, after_dislikes, end = re.split(r"\{\w+\}", texts["input"])
-    answers = pa.array([f'{end}", "output": "{yes_no(is_click)}"}}' for is_click in (False, True)])
-    bare = pa.array([json.dumps(title, ensure_ascii=False)[1:-1] for title in titles.tolist()])
-    quoted = pc.binary_join_element_wise('\\"', bare, '\\"', "")
-
-    def lists(news: np.ndarray, sizes: np.ndarray) -> pa.Array:
-        """Return the quoted titles of ragged rows of `news`, each row as one text."""
-        ends = pa.array(np.concatenate([[0], np.cumsum(sizes)]), pa.int32())
-        return pc.binary_join(pa.ListArray.from_arrays(ends, quoted.take(pa.array(news))), ", ")
-
-    ends = impressions.history_offsets
-    shown = np.minimum(np.diff(ends), form.history_length)
-    last_ones = np.repeat(ends[1:] - np.cumsum(shown), shown) + np.arange(shown.sum())
-    histories = lists(impressions.history_news[last_ones], shown)
-    histories = pc.if_else(pa.array(shown > 0), histories, texts["no_history"])
-    for first in range(0, len(impressions), BLOCK):
-        block = impressions.take(np.arange(first, min(first + BLOCK, len(impressions))))
-        sizes = np.diff(block.offsets)
-        owner, target = np.repeat(np.arange(len(block)), sizes), block.offsets[1:] - 1
-        is_click = block.labels == 1
-        is_sibling = np.ones(len(owner), bool)
-        is_sibling[target] = False
-        likes, dislikes = (
-            lists(block.news[mask], np.bincount(owner[mask], minlength=len(block)))
-            for mask in (is_sibling & is_click, is_sibling & ~is_click)
-        )
-        yield from pc.binary_join_element_wise(
-            start + before, histories.take(pa.array(block.history)), after_history, likes, after_likes, dislikes,
-            after_dislikes, bare.take(pa.array(block.news[target])),
-            answers.take(pa.array(is_click[target].astype(np.int8))), "",
-        ).to_pylist()  # fmt: skip
-
-
 def neutral_titles(news: News) -> np.ndarray:
     """Return the titles as prompts show them, object (n_news,): special tokens in them are plain text."""
     return np.array([neutralise(title) for title in news.title], dtype=object)
@@ -238,13 +100,6 @@ def topics_of(news: News) -> np.ndarray:
     """Return every news' topic as next_topic names it, object (n_news,)."""
     named = [NextTopic.topic(*pair) for pair in zip(news.category, news.subcategory, strict=True)]
     return np.array([neutralise(topic) for topic in named], dtype=object)
-
-
-def batched(items: Iterable[Any], size: int) -> Iterator[list[Any]]:
-    """Yield lists of at most `size` items (itertools has it from Python 3.12 on)."""
-    iterator = iter(items)
-    while block := list(islice(iterator, size)):
-        yield block
 
 
 def likes_dislikes_parts(impressions: Impressions, titles: np.ndarray) -> Iterator[LikesDislikesParts]:
@@ -403,14 +258,18 @@ def build(
     out: Path,
     budget: Budget | None = None,
     inputs_sha256: dict[str, str] | None = None,
-    progress: Callable[[Iterator[Any], str], Iterator[Any]] = lambda items, _: items,
+    progress: Callable[[Iterator[Part], str, int], Iterator[Part]] = lambda parts, *_: parts,
+    run: Callable[[Callable[[Any], Part], Iterable[Any]], Iterator[Part]] | None = None,
 ) -> dict[str, Any]:
     """Write the JSON of every training split under ``out/processed`` and their entries in ``out``.
 
     `out` is a LLaMA-Factory ``dataset_dir``: its ``dataset_info.json`` keeps the entries of others. The
     test split of `dev` is not written: scoring streams it from the columns, with all candidates. Returns
     the manifest, also written beside the files; the same data, options and versions give the same bytes.
-    `inputs_sha256`, the hashes of the data files, is kept there for `is_built`.
+    `inputs_sha256`, the hashes of the data files, is kept there for `is_built`. `progress(parts, name, n)` is handed
+    the parts of each data set, made of n impressions, as they are written. `run` is an ordered map, over this
+    machine's threads unless another is given (`mindlab.distributed` has one over a cluster): its function and jobs
+    can be pickled.
 
     Raises UserError for a protocol and format that do not go together, for a split without impressions, and
     for one that gives no record.
@@ -437,24 +296,39 @@ def build(
     if options.limit is not None and options.limit < 1:
         raise UserError(f"--limit {options.limit}: expected at least 1")
     entries, files = {}, {}
-    yes = f'"output": "{yes_no(True)}"}}'
+    is_fast = budget is None and options.format == LikesDislikes.name
+    write = TutorialWriter(form, titles) if is_fast else RecordWriter(form, budget)
     for split, impressions in splits.items():
         if options.limit is not None and options.limit < len(impressions):
             keep = np.random.default_rng(options.seed).permutation(len(impressions))[: options.limit]
             impressions = impressions.take(keep)
         name, file_name = dataset_name(options.protocol, options.format, split)
-        done = Shortening()
         rng = np.random.default_rng([options.seed, sorted(("fit", "valid", "train", "test")).index(split)])
+        if is_fast:
+            parts = (run or thread_map)(write, blocks(impressions, form.history_length))
+        else:
+            jobs = batched(samples(impressions, mind.news, titles, options, rng), RECORDS)
+            parts = (run or map)(write, jobs)
         n = n_yes = 0
-        with atomic_path(out / "processed" / file_name) as path, path.open("w", encoding="utf-8") as file:
-            file.write("[")
-            parts = samples(impressions, mind.news, titles, options, rng)
-            lines = json_lines(form, impressions, titles, parts, budget, done)
-            for line in progress(lines, name):
-                file.write(f",\n{line}" if n else f"\n{line}")
-                n += 1
-                n_yes += line.endswith(yes)
-            file.write("\n]\n")
+        done, digest = Shortening(), hashlib.sha256()
+        with (
+            atomic_path(out / "processed" / file_name) as path,
+            path.open("wb") as file,
+            ThreadPoolExecutor(1) as hasher,
+        ):
+
+            def put(data: bytes | memoryview, file=file, digest=digest, hasher=hasher) -> None:
+                hashed = hasher.submit(digest.update, data)
+                file.write(data)
+                hashed.result()
+
+            put(b"[")
+            for part in progress(parts, name, len(impressions)):
+                put(memoryview(part.data)[0 if n else 1 :])  # no comma before the first
+                n += part.records
+                n_yes += part.yes
+                done.add(part.done)
+            put(b"\n]\n")
             if not n:
                 few = "two clicks"
                 if options.format == NextClick.name:
@@ -463,7 +337,7 @@ def build(
         entries[name] = {"file_name": f"processed/{file_name}", "columns": COLUMNS}
         files[name] = {
             "file": f"processed/{file_name}",
-            "sha256": sha256(out / "processed" / file_name),
+            "sha256": digest.hexdigest(),
             "impressions": len(impressions),
             "records": n,
             **({"records_yes": n_yes} if options.format in YES_NO else {}),

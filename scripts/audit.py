@@ -67,8 +67,8 @@ def main() -> int:
 
 def counter(model: str, template: str) -> Measure:
     """Return what counts prompts in LLaMA-Factory's tokens, with a progress bar."""
-    from mindlab.alpaca import batched
     from mindlab.chat import ChatTemplate  # imports LLaMA-Factory: ten seconds
+    from mindlab.records import batched
 
     chat = ChatTemplate.load(model, template)
 

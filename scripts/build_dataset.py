@@ -14,6 +14,7 @@ Examples:
 """
 
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 from tqdm import tqdm
@@ -23,7 +24,17 @@ from mindlab.alpaca import BuildOptions, build, check_factory, link_to, make_bud
 from mindlab.errors import UserError
 from mindlab.mind import read_mind
 from mindlab.prompts import FORMATS
+from mindlab.records import Part
 from mindlab.runs import data_hashes
+
+
+def bar(parts: Iterator[Part], name: str, n_impressions: int) -> Iterator[Part]:
+    """Show how many records are written; how many there will be is known for one record an impression."""
+    total = n_impressions if name in ("mind", "mind_test") else None
+    with tqdm(total=total, desc=name, unit=" records", unit_scale=True) as shown:
+        for part in parts:
+            shown.update(part.records)
+            yield part
 
 
 def main() -> None:
@@ -100,7 +111,7 @@ def main() -> None:
         args.out,
         make_budget(options),
         data_hashes(args.data, splits),
-        lambda items, name: tqdm(items, desc=name, unit=" records"),
+        bar,
     )
     for name, made in manifest["datasets"].items():
         print(f"{name}: {made['records']:,} records, tokens {made['tokens']}", file=sys.stderr)

@@ -1,6 +1,7 @@
 """mindlab.alpaca: counts, bytes, entries; and no sample that LLaMA-Factory would have to cut."""
 
 import json
+import pickle
 import random
 import subprocess
 import sys
@@ -12,19 +13,14 @@ import pytest
 
 from mindlab.alpaca import (
     COLUMNS,
-    SLACK,
-    Budget,
     BuildOptions,
-    Shortening,
     build,
     is_built,
-    likes_dislikes_json,
     likes_dislikes_parts,
     link_to,
     make_budget,
     neutral_titles,
     next_click_parts,
-    records,
     samples,
     share_of_yes,
     topics_of,
@@ -42,6 +38,7 @@ from mindlab.prompts import (
     PointwiseParts,
 )
 from mindlab.protocols import seed_splits
+from mindlab.records import SLACK, Budget, Shortening, TutorialWriter, blocks, records
 from mindlab.special_tokens import neutralise
 from tests.conftest import ROOT
 from tests.factory_rows import factory_rows
@@ -258,7 +255,7 @@ def test_next_click_by_interest_by_hand(monkeypatch):
 
 
 @pytest.mark.parametrize("language", ["en", "zh"])
-def test_the_fast_way_writes_the_same_bytes(sample, language):
+def test_the_fast_way_writes_the_same_bytes(sample, language, monkeypatch):
     """Titles with quotes, backslashes, control characters and other scripts; histories that are empty or long."""
     news = replace(sample.news, title=sample.news.title.copy())
     odd = [
@@ -272,10 +269,15 @@ def test_the_fast_way_writes_the_same_bytes(sample, language):
     at = sample.splits["train"].news[:600]
     news.title[at] = [odd[i % len(odd)] for i in range(len(at))]
     form, titles = LikesDislikes(language), neutral_titles(news)
-    train = sample.splits["train"]
-    found = list(likes_dislikes_json(train, titles, form))
+    train = sample.splits["train"].take(np.random.default_rng(1).permutation(1500))
+    monkeypatch.setattr("mindlab.records.IMPRESSIONS", 400)
+    write = pickle.loads(pickle.dumps(TutorialWriter(form, titles)))  # as another process gets it
+    found = [write(block) for block in blocks(train, form.history_length)]
     simple = [form.record(parts) for parts in likes_dislikes_parts(train, titles)]
-    assert found == [json.dumps(record, ensure_ascii=False) for record in simple]
+    text = "".join(f",\n{json.dumps(record, ensure_ascii=False)}" for record in simple)
+    assert b"".join(part.data for part in found).decode() == text
+    assert sum(part.records for part in found) == len(simple)
+    assert sum(part.yes for part in found) == sum(record["output"] == "Yes." for record in simple)
 
 
 def test_next_topic_by_hand(tmp_path, monkeypatch):

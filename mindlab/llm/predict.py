@@ -204,9 +204,6 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
     """Return a function that scores one impression (given as a table of one), and the engine behind it."""
     from mindlab.alpaca import (
         FORMATS_OF,
-        Budget,
-        Shortening,
-        fit_budget,
         likes_dislikes_parts,
         neutral_titles,
         topics_of,
@@ -214,6 +211,7 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
     from mindlab.chat import ChatTemplate
     from mindlab.llm.hf import HFEngine
     from mindlab.llm.score import NextClickScorer, NextTopicScorer, YesNoScorer
+    from mindlab.records import Budget, Shortening, fit_budget
 
     # The sampled impressions ask what `dev` asks, of fewer candidates.
     asked = "dev" if request.protocol == "sampled-impression" else request.protocol
