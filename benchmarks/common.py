@@ -41,15 +41,15 @@ class Row:
 
 def row(what: str, size: str, other: str, ratios: Sequence[float], target: float | None, **more: Any) -> Row:
     """Return the row of paired `ratios`, one a round."""
-    low, middle, high = np.percentile(ratios, [0, 50, 100])
-    return Row(what, size, other, float(middle), float(low), float(high), len(ratios), target, **more)
+    low, middle, high = (float(f"{value:.3g}") for value in np.percentile(ratios, [0, 50, 100]))
+    return Row(what, size, other, middle, low, high, len(ratios), target, **more)
 
 
 def report(row: Row) -> str:
     """Return a row as one line to print."""
     target = "" if row.target is None else f", target {row.target:g}"
     return (
-        f"{row.what}, {row.size}: {row.ratio:.2f} times ({row.low:.2f} to {row.high:.2f}{target}) against "
+        f"{row.what}, {row.size}: {row.ratio:g} times ({row.low:g} to {row.high:g}{target}) against "
         f"{row.other}: {row.ours} against {row.theirs}" + f"; {row.note}" * bool(row.note)
     )
 
@@ -80,10 +80,13 @@ def machine() -> dict[str, Any]:
     }
 
 
-def in_process(script: str, *words: str | Path) -> dict[str, Any]:
-    """Run a benchmark script in a new process, so that memory is its own; return the JSON that it prints last."""
+def in_process(module: str, *words: str | Path) -> dict[str, Any]:
+    """Run a benchmark in a new process, so that memory is its own; return the JSON that it prints last."""
     done = subprocess.run(
-        [sys.executable, script, *map(str, words)], check=True, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-m", f"benchmarks.{module}", *map(str, words)],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
     )
     found = json.loads(done.stdout.splitlines()[-1])
     print(f"{' '.join(map(str, words))}: {found}", file=sys.stderr)

@@ -1,25 +1,27 @@
 """Time the metrics against the official script's way: one impression after the other, with scikit-learn.
 
 Both measure the same scores of MINDsmall's dev size (73,152 impressions), in turn (A B A B ...). The loop is what
-evaluate.py of github.com/msnews/MIND does: roc_auc_score, and NumPy for MRR and nDCG, on each impression. Prints the
-ratio, its range over the rounds, the largest difference of a metric, and the time of the bootstrap.
+evaluate.py of github.com/msnews/MIND does: roc_auc_score, and NumPy for MRR and nDCG, on each impression. Then our side
+alone measures MINDlarge's dev size, and the bootstrap is timed on both.
 
 Examples:
-  python benchmarks/metrics.py
-  python benchmarks/metrics.py --impressions 5000 --rounds 5
+  python -m benchmarks.metrics
+  python -m benchmarks.metrics --impressions 5000 --rounds 5
 """
 
-import sys
 import time
 
 import numpy as np
 from sklearn.metrics import roc_auc_score
+from tqdm import tqdm
 
+from benchmarks.common import row, write
 from mindlab import cli
 from mindlab.metrics import RANKING_METRICS, clustered_intervals, ranking_metrics
 from mindlab.runs import peak_memory_mb, reset_peak_memory
 
 MINDSMALL_DEV = 73_152
+MINDLARGE_DEV = 376_471
 RESAMPLES = 1000
 
 
@@ -38,11 +40,17 @@ def official(labels: np.ndarray, scores: np.ndarray) -> tuple[float, float, floa
 
 
 def make_case(n: int, rng: np.random.Generator) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Return scores, labels and offsets of `n` impressions of MIND's sizes: 37 candidates in the mean, 24 median."""
+    """Return scores, labels and offsets of `n` impressions of MIND's sizes.
+
+    37 candidates in the mean, 24 in the median; 1.5 clicks in the mean, one alone in 72 of 100.
+    """
     sizes = np.clip(np.round(rng.lognormal(np.log(24), 0.95, n)), 2, 300).astype(np.int64)
     offsets = np.concatenate([[0], np.cumsum(sizes)])
+    clicks = np.minimum(rng.geometric(0.72, n), sizes - 1)
+    owner = np.repeat(np.arange(n), sizes)
+    by_chance = np.lexsort((rng.random(offsets[-1]), owner))  # within each impression
     labels = np.zeros(offsets[-1], np.int8)
-    labels[offsets[:-1] + rng.integers(0, sizes)] = 1
+    labels[by_chance] = np.arange(offsets[-1]) - offsets[:-1][owner] < clicks[owner]
     return rng.permutation(offsets[-1]).astype(np.float64), labels, offsets
 
 
@@ -50,31 +58,63 @@ def main() -> None:
     """Run the rounds and print the comparison."""
     parser = cli.parser(__doc__)
     parser.add_argument("--impressions", type=int, default=MINDSMALL_DEV)
+    parser.add_argument("--large", type=int, default=MINDLARGE_DEV, help="impressions of the large size")
     parser.add_argument("--rounds", type=int, default=3)
     args = parser.parse_args()
     rng = np.random.default_rng(0)
     scores, labels, offsets = make_case(args.impressions, rng)
     parts = list(zip(np.split(labels, offsets[1:-1]), np.split(scores, offsets[1:-1]), strict=True))
-    ratios, peaks, ours = [], [], {}
-    for number in range(args.rounds):
+    ratios, mine, theirs, peaks, ours = [], [], [], [], {}
+    for _ in tqdm(range(args.rounds), unit=" rounds"):
         reset_peak_memory()
+        before = peak_memory_mb()
         begin = time.perf_counter()
         ours = ranking_metrics(scores, labels, offsets)
         middle = time.perf_counter()
-        peaks.append(peak_memory_mb())
+        peaks.append(peak_memory_mb() - before)
         loop = np.array([official(*part) for part in parts])
         end = time.perf_counter()
-        ratios.append((end - middle) / (middle - begin))
-        print(f"round {number + 1}: ours {middle - begin:.2f} s, loop {end - middle:.1f} s", file=sys.stderr)
+        mine.append(middle - begin)
+        theirs.append(end - middle)
+        ratios.append(theirs[-1] / mine[-1])
     worst = max(float(np.abs(ours[name] - loop[:, k]).max()) for k, name in enumerate(RANKING_METRICS))
-    users = rng.integers(0, max(2, args.impressions * 2 // 3), args.impressions)
+    if worst > 1e-9:
+        raise SystemExit(f"the two differ by {worst:.1e}")
+    size = f"{args.impressions:,} impressions, {len(labels):,} candidates"
+    metrics = row(
+        "four official metrics", size, "one impression after the other, with scikit-learn", ratios, 100,
+        ours=f"{np.median(mine):.3f} s", theirs=f"{np.median(theirs):.1f} s", peak_mb=max(peaks),
+        note=f"largest difference {worst:.0e}; memory beside the arrays themselves",
+    )  # fmt: skip
+    details = {
+        "bootstrap_seconds": bootstrap(ours, args.impressions, rng),
+        "large": large(args.large, rng),
+    }
+    write("metrics", [metrics], **details)
+
+
+def bootstrap(columns: dict[str, np.ndarray], n: int, rng: np.random.Generator) -> float:
+    """Return the seconds that the intervals of all columns take, three impressions to two readers."""
+    users = rng.integers(0, max(2, n * 2 // 3), n)
     begin = time.perf_counter()
-    clustered_intervals(ours, users, rng=rng, n_resamples=RESAMPLES)
+    clustered_intervals(columns, users, rng=rng, n_resamples=RESAMPLES)
+    return round(time.perf_counter() - begin, 2)
+
+
+def large(n: int, rng: np.random.Generator) -> dict[str, float]:
+    """Return what MINDlarge's dev size takes."""
+    scores, labels, offsets = make_case(n, rng)
+    reset_peak_memory()
+    begin = time.perf_counter()
+    found = ranking_metrics(scores, labels, offsets)
     seconds = time.perf_counter() - begin
-    print(f"{args.impressions:,} impressions, {len(labels):,} candidates, {args.rounds} rounds")
-    print(f"loop / ours: {np.median(ratios):.0f} times (range {min(ratios):.0f} to {max(ratios):.0f})")
-    print(f"largest difference of an impression's metric: {worst:.1e}; peak memory {max(peaks):.0f} MiB")
-    print(f"{RESAMPLES} resamples of readers, four metrics: {seconds:.1f} s")
+    return {
+        "impressions": n,
+        "candidates": len(labels),
+        "metrics_seconds": round(seconds, 2),
+        "bootstrap_seconds": bootstrap(found, n, rng),
+        "peak_mb": round(peak_memory_mb()),
+    }
 
 
 if __name__ == "__main__":
