@@ -5,18 +5,18 @@ Each side runs in a process of its own, in turn (A B A B ...); the imports are n
 the rounds, and the peak memory of both. The data are generated once, in runs/bench.
 
 Examples:
-  python benchmarks/build.py
-  python benchmarks/build.py --impressions 20000 --rounds 5
+  python -m benchmarks.build
+  python -m benchmarks.build --impressions 20000 --rounds 5
 """
 
+import hashlib
 import json
-import subprocess
-import sys
 import time
 from pathlib import Path
 
 import numpy as np
 
+from benchmarks.common import in_process, row, write
 from mindlab import cli
 from mindlab.runs import peak_memory_mb
 
@@ -50,11 +50,11 @@ def tutorial(data: Path, out: Path) -> None:
     cut = int(len(behaviors) * 0.8)
     for name, part in {"train": behaviors[:cut], "test": behaviors[cut:]}.items():
         records = []
-        for _, row in part.iterrows():
-            *siblings, last = (pair.rsplit("-", 1) for pair in row["impressions"].split(" "))
+        for _, line in part.iterrows():
+            *siblings, last = (pair.rsplit("-", 1) for pair in line["impressions"].split(" "))
             record = form.record(
                 LikesDislikesParts(
-                    [titles[n] for n in row["history"].split()[-form.history_length :]],
+                    [titles[n] for n in line["history"].split()[-form.history_length :]],
                     [titles[n] for n, label in siblings if label == "1"],
                     [titles[n] for n, label in siblings if label == "0"],
                     titles[last[0]],
@@ -67,15 +67,38 @@ def tutorial(data: Path, out: Path) -> None:
             json.dump(records, file, ensure_ascii=False, indent=4)
 
 
+def stages(data: Path, out: Path) -> dict[str, float]:
+    """Return the seconds of each stage of ours, and of writing and hashing as many bytes and nothing else."""
+    from mindlab.alpaca import BuildOptions, build
+    from mindlab.mind import read_mind
+
+    clock = [time.perf_counter()]
+    mind = read_mind(data, ("train",))
+    clock.append(time.perf_counter())
+    build(mind, BuildOptions("seed", "likes_dislikes"), out)
+    clock.append(time.perf_counter())
+    files = sorted((out / "processed").glob("mind_*.json"))
+    data_of = [file.read_bytes() for file in files]
+    clock.append(time.perf_counter())
+    for file, content in zip(files, data_of, strict=True):
+        file.with_suffix(".copy").write_bytes(content)
+    clock.append(time.perf_counter())
+    for content in data_of:
+        hashlib.sha256(content).digest()
+    clock.append(time.perf_counter())
+    for file in files:
+        file.with_suffix(".copy").unlink()
+    read, built, _, written, hashed = (round(second, 3) for second in np.diff(clock))
+    return {
+        "read_mind": read,
+        "build": built,
+        "writing the same bytes alone": written,
+        "hashing the same bytes alone": hashed,
+        "megabytes": round(sum(map(len, data_of)) / 1e6),
+    }
+
+
 SIDES = {"ours": ours, "tutorial": tutorial}
-
-
-def time_in_process(side: str, data: Path) -> tuple[float, float]:
-    """Return (seconds, peak MiB) of one side, run in a new process."""
-    words = [sys.executable, __file__, "--side", side, "--data", str(data)]
-    found = json.loads(subprocess.run(words, check=True, stdout=subprocess.PIPE, text=True).stdout)
-    print(f"{side}: {found['seconds']:.1f} s, {found['peak_mb']:.0f} MiB", file=sys.stderr)
-    return found["seconds"], found["peak_mb"]
 
 
 def main() -> None:
@@ -84,26 +107,39 @@ def main() -> None:
     parser.add_argument("--impressions", type=int, default=MINDSMALL_TRAIN)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--data", type=Path, help="a MIND folder (default: a generated one)")
-    parser.add_argument("--side", choices=SIDES, help="run this side alone, once")
+    parser.add_argument("--side", choices=(*SIDES, "stages"), help="run this side alone, once")
     args = parser.parse_args()
     data = args.data or Path(f"runs/bench/mind-{args.impressions}")
     if args.side:
         import pandas  # noqa: F401  both are loaded before the clock starts
 
+        if args.side == "stages":
+            print(json.dumps(stages(data, Path("runs/bench/ours"))))
+            return
         begin = time.perf_counter()
         SIDES[args.side](data, Path("runs/bench") / args.side)
-        print(json.dumps({"seconds": time.perf_counter() - begin, "peak_mb": peak_memory_mb()}))
+        print(
+            json.dumps({"seconds": round(time.perf_counter() - begin, 3), "peak_mb": round(peak_memory_mb())})
+        )
         return
     if not (data / "train/behaviors.tsv").exists():
         from mindlab.synthetic import make_sample
 
         make_sample(data, args.impressions, 1000, None, 1)
-    times = [{side: time_in_process(side, data) for side in SIDES} for _ in range(args.rounds)]
-    ratios = [one["tutorial"][0] / one["ours"][0] for one in times]
-    peaks = {side: max(one[side][1] for one in times) for side in SIDES}
-    print(f"{args.impressions:,} impressions, {args.rounds} rounds, files on disk included")
-    print(f"tutorial / ours: {np.median(ratios):.1f} times (range {min(ratios):.1f} to {max(ratios):.1f})")
-    print(f"peak memory: ours {peaks['ours']:.0f} MiB, tutorial {peaks['tutorial']:.0f} MiB")
+    times = [
+        {side: in_process("build", "--side", side, "--data", data) for side in SIDES}
+        for _ in range(args.rounds)
+    ]
+    ours, theirs = ([one[side]["seconds"] for one in times] for side in ("ours", "tutorial"))
+    peaks = {side: max(one[side]["peak_mb"] for one in times) for side in SIDES}
+    ratios = [b / a for a, b in zip(ours, theirs, strict=True)]
+    built = row(
+        "build `seed`, TSV to JSON on disk", f"{args.impressions:,} impressions",
+        "the tutorial's way: iterrows, a dict of titles, json.dump(indent=4)", ratios, 10,
+        ours=f"{np.median(ours):.2f} s", theirs=f"{np.median(theirs):.1f} s",
+        peak_mb=peaks["ours"], other_peak_mb=peaks["tutorial"],
+    )  # fmt: skip
+    write("build", [built], stages=in_process("build", "--side", "stages", "--data", data))
 
 
 if __name__ == "__main__":
