@@ -18,9 +18,11 @@ notebooks: .venv/ready
 
 bench: .venv/ready
 	$(BIN)/python scripts/get_model.py smollm2-135m
-	$(BIN)/python benchmarks/build.py
-	$(BIN)/python benchmarks/metrics.py --impressions 10000
-	$(BIN)/python benchmarks/scoring.py
+	$(BIN)/python -m benchmarks.build
+	$(BIN)/python -m benchmarks.metrics --impressions 10000
+	$(BIN)/python -m benchmarks.growth --rounds 1
+	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.document
 
 style: .venv/ready
 	$(BIN)/ruff check .
