@@ -632,6 +632,7 @@ class _Behaviors(NamedTuple):
     users: pa.DictionaryArray
     history: np.ndarray  # per row, which of the block's distinct histories
     texts: list[str]  # of these
+    parsed: np.ndarray  # which of these are in `clicked`
     clicked: "_Tokens"
     clicked_news: np.ndarray
     clicked_lines: np.ndarray
@@ -644,8 +645,9 @@ class _Behaviors(NamedTuple):
 
 
 def _parse_behaviors(
-    source: _Place, keys: pa.Int64Array, line: int, block: bytes, is_cut: bool
+    source: _Place, catalogue: "_Catalogue", known: dict[str, int], line: int, block: bytes, is_cut: bool
 ) -> _Behaviors:
+    """Parse a block; of its histories those that are not `known` yet, for most come again and again."""
     parsed = _parse_block(source, BEHAVIORS_COLUMNS, line, block, is_cut)
     columns = parsed.columns
     ids, times = (
@@ -654,9 +656,11 @@ def _parse_behaviors(
     )
     histories = columns["history"].dictionary_encode()
     history = histories.indices.to_numpy()
-    clicked = _parse_tokens(histories.dictionary)
+    texts = histories.dictionary.to_pylist()
+    new = np.array([k for k, text in enumerate(texts) if text not in known], dtype=np.int64)
+    clicked = _parse_tokens(histories.dictionary.take(pa.array(new)))
     first_lines = parsed.lines[np.unique(history, return_index=True)[1]]
-    clicked_lines = np.repeat(first_lines, clicked.sizes)
+    clicked_lines = np.repeat(first_lines[new], clicked.sizes)
     _check_history(source, clicked, clicked_lines)
     shown = _parse_tokens(columns["impressions"])
     return _Behaviors(
@@ -665,24 +669,35 @@ def _parse_behaviors(
         times,
         columns["user_id"].dictionary_encode(),
         history,
-        histories.dictionary.to_pylist(),
+        texts,
+        new,
         clicked,
-        _indices(clicked.keys, keys),
+        catalogue.look_up(clicked.keys),
         clicked_lines,
         shown,
-        _indices(shown.keys, keys),
+        catalogue.look_up(shown.keys),
     )
 
 
-def _indices(values: np.ndarray, keys: pa.Int64Array) -> np.ndarray:
-    """Return int32 places of `values` in `keys`, -1 for those that are not there."""
-    return pc.index_in(pa.array(values), value_set=keys).fill_null(-1).to_numpy()
+class _Catalogue:
+    """Turns keys (`_id_of`) into indices of the news with these `keys`, -1 for those that are not there."""
+
+    def __init__(self, keys: np.ndarray):
+        self._keys, self._table = pa.array(keys), None
+        if keys.max(initial=0) < 1 << 24:  # numbers up to half a million, 64 MiB; MIND's end at 130,379
+            self._table = np.full(int(keys.max(initial=0)) + 2, -1, np.int32)
+            self._table[keys] = np.arange(len(keys))
+
+    def look_up(self, keys: np.ndarray) -> np.ndarray:
+        if self._table is None:
+            return pc.index_in(pa.array(keys), value_set=self._keys).fill_null(-1).to_numpy()
+        return self._table[np.minimum(keys, len(self._table) - 1)]  # its last is no news', nor is key -1
 
 
 def _read_behaviors(
     source: _Place, keys: np.ndarray, missing: str
 ) -> tuple[Impressions, dict[str, int | None]]:
-    unknown = _Unknown(len(keys))
+    catalogue, unknown = _Catalogue(keys), _Unknown(len(keys))
     histories: dict[str, int] = {}
     history_sizes, history_news = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
     columns: dict[str, list[Any]] = {
@@ -690,12 +705,11 @@ def _read_behaviors(
     }
     dropped_candidates = dropped_history = 0
     has_labels = None
-    value_set = pa.array(keys)
-    for rows in _parsed(source, lambda *block: _parse_behaviors(source, value_set, *block)):
+    for rows in _parsed(source, lambda *block: _parse_behaviors(source, catalogue, histories, *block)):
         known = len(histories)
         codes = [histories.setdefault(text, len(histories)) for text in rows.texts]
         codes = np.array(codes, dtype=np.int32)
-        new = codes >= known
+        new = codes[rows.parsed] >= known  # another block may have brought one in the meantime
         is_new = np.repeat(new, rows.clicked.sizes)
         found = rows.clicked_news[is_new]
         dropped_history += unknown.count(found, rows.clicked.keys[is_new], rows.clicked_lines[is_new])
