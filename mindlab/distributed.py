@@ -4,11 +4,12 @@ Ray Data runs it: each job is a block, a fixed pool of actors holds `f`, results
 and the job of an actor that died is done again. Ray is not in requirements.txt: requirements-dist.txt has it.
 """
 
+import argparse
 import logging
 import os
 import pickle
 from collections.abc import Callable, Iterable, Iterator
-from functools import cached_property
+from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, TypeVar
 
@@ -23,6 +24,32 @@ Job, Part = TypeVar("Job"), TypeVar("Part")
 
 LOCAL = "local"
 RETRIES = 3  # of a job whose worker died: one that always dies, for want of memory, must not go on for ever
+
+
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Give a script that has --engine the options of ``--engine ray``."""
+    parser.add_argument(
+        "--address",
+        help="ray: local (default) starts Ray here, auto joins this machine's cluster; else HOST:PORT",
+    )
+    parser.add_argument("--workers", type=int, help="ray: at most that many (default: one a GPU or a core)")
+
+
+def chosen(args: argparse.Namespace, *, wants_gpu: bool = False) -> Callable[..., Iterator] | None:
+    """Return the ordered map that a script's arguments ask for, None without ``--engine ray``.
+
+    Raises:
+        UserError: for an option of Ray without it, a number of workers below 1, and as `connect` does.
+    """
+    if args.engine != "ray":
+        for name in ("address", "workers"):
+            if getattr(args, name) is not None:
+                raise UserError(f"--{name} goes with --engine ray")
+        return None
+    if args.workers is not None and args.workers < 1:
+        raise UserError(f"--workers {args.workers}: expected at least 1")
+    connect(args.address or LOCAL)
+    return partial(ray_map, address=args.address or LOCAL, workers=args.workers, wants_gpu=wants_gpu)
 
 
 def ray_map(
