@@ -8,10 +8,11 @@ import argparse
 import logging
 import os
 import pickle
+import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import pyarrow as pa
 
@@ -35,8 +36,8 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--workers", type=int, help="ray: at most that many (default: one a GPU or a core)")
 
 
-def chosen(args: argparse.Namespace, *, wants_gpu: bool = False) -> Callable[..., Iterator] | None:
-    """Return the ordered map that a script's arguments ask for, None without ``--engine ray``.
+def chosen(args: argparse.Namespace, **options: Any) -> Callable[..., Iterator] | None:
+    """Return `ray_map` with `options` and what a script's arguments ask for, None without ``--engine ray``.
 
     Raises:
         UserError: for an option of Ray without it, a number of workers below 1, and as `connect` does.
@@ -49,7 +50,7 @@ def chosen(args: argparse.Namespace, *, wants_gpu: bool = False) -> Callable[...
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: expected at least 1")
     connect(args.address or LOCAL)
-    return partial(ray_map, address=args.address or LOCAL, workers=args.workers, wants_gpu=wants_gpu)
+    return partial(ray_map, address=args.address or LOCAL, workers=args.workers, **options)
 
 
 def ray_map(
@@ -107,16 +108,22 @@ def run(function: Callable[[Job], Part], jobs: list[Job], workers: int | None, w
     on_gpu = wants_gpu and has.get("GPU", 0) >= 1
     size = min(workers or int(has.get("GPU" if on_gpu else "CPU", 1)), len(jobs))
     blocks = [pa.table({"job": pa.array([pickle.dumps(job)], pa.large_binary())}) for job in jobs]
-    return ray.data.from_arrow(blocks).map_batches(
-        Worker,
-        fn_constructor_args=(cloudpickle.dumps(function),),
-        batch_size=1,
-        batch_format="pyarrow",
-        compute=ActorPoolStrategy(min_size=1, max_size=size, initial_size=size),
-        num_cpus=1,
-        num_gpus=1 if on_gpu else 0,
-        max_task_retries=RETRIES,
-    )
+    with warnings.catch_warnings():
+        # max_task_retries has no other way in; the pinned version takes it.
+        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+        return ray.data.from_arrow(blocks).map_batches(
+            Worker,
+            fn_constructor_args=(cloudpickle.dumps(function),),
+            batch_size=1,
+            batch_format="pyarrow",
+            # No job waits behind another while some worker is idle: a part takes long, a message does not.
+            compute=ActorPoolStrategy(
+                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=1
+            ),
+            num_cpus=1,
+            num_gpus=1 if on_gpu else 0,
+            max_task_retries=RETRIES,
+        )
 
 
 class Worker:
@@ -147,10 +154,12 @@ class Worker:
 
 def connect(address: str = LOCAL) -> None:
     """Join or start Ray, unless this process has done so; raise UserError if that cannot be."""
-    # Ray would report its use to its makers.
+    # Ray would report its use to its makers, and call every pool of restartable actors an error.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         import ray
+        from ray.data import DataContext
     except ImportError:
         raise UserError("Ray is not installed; pip install -r requirements-dist.txt") from None
     if not ray.is_initialized():
@@ -162,8 +171,7 @@ def connect(address: str = LOCAL) -> None:
                 f"--address {address}: no Ray cluster ({' '.join(str(error).split())[:200]}); start one with "
                 "`ray start --head`, or take --address local"
             ) from error
-    logging.getLogger("ray").setLevel(logging.ERROR)
     logging.getLogger("ray.data").setLevel(logging.ERROR)
-    context = ray.data.DataContext.get_current()
+    context = DataContext.get_current()
     context.execution_options.preserve_order = True
     context.enable_progress_bars = False

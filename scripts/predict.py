@@ -98,7 +98,8 @@ def main() -> None:
         engine="hf" if args.engine == "ray" else args.engine,  # the same run: either goes on with the other's
         token_budget=args.token_budget,
     )
-    run = distributed.chosen(args, wants_gpu=True)
+    # A job is a few row numbers: many at once, since a worker loads its model anew with each lot.
+    run = distributed.chosen(args, wants_gpu=True, jobs_at_once=16_384)
     print(predict(request, args.out, bar, run))
 
 

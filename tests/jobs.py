@@ -8,8 +8,21 @@ from mindlab.errors import UserError
 
 
 def echo(job):
-    time.sleep(0.5 if job == "slow" else 0)
     return job, os.getpid()
+
+
+class FirstWaits:
+    """Answers the job "first" only when another worker has answered another job, as `flag` tells."""
+
+    def __init__(self, flag):
+        self.flag = flag
+
+    def __call__(self, job):
+        if job != "first":
+            self.flag.touch()
+        while not self.flag.exists():
+            time.sleep(0.05)
+        return job, os.getpid()
 
 
 class Counter:
@@ -23,16 +36,20 @@ class Counter:
 
 
 class KillOnce:
-    """Kills its own worker by SIGKILL at job 3, the first time."""
+    """Wraps a function: a worker's second job ends in SIGKILL halfway, once; `flag` gets the worker's pid."""
 
-    def __init__(self, flag):
-        self.flag = flag
+    n = 0
 
-    def __call__(self, x):
-        if x == 3 and not self.flag.exists():
+    def __init__(self, function, flag):
+        self.function, self.flag = function, flag
+
+    def __call__(self, job):
+        self.n += 1
+        if self.n == 2 and not self.flag.exists():
+            self.function(job[:1])
             self.flag.write_text(str(os.getpid()))
             os.kill(os.getpid(), signal.SIGKILL)
-        return x, os.getpid()
+        return self.function(job)
 
 
 def die(x):
