@@ -11,6 +11,8 @@ Examples:
   python scripts/build_dataset.py --data data/sample --protocol dev --format next_click --out data
   python scripts/build_dataset.py --data data/raw/MINDsmall --protocol seed --format likes_dislikes \\
       --out data --no-shorten --link-to ../LLaMA-Factory
+  python scripts/build_dataset.py --data data/raw/MINDlarge --protocol dev --format next_click --out data \\
+      --model zai-org/glm-4-9b-chat-hf --template glm4 --engine ray --address auto
 """
 
 import sys
@@ -19,7 +21,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindlab import cli
+from mindlab import cli, distributed
 from mindlab.alpaca import BuildOptions, build, check_factory, link_to, make_budget
 from mindlab.errors import UserError
 from mindlab.mind import read_mind
@@ -78,6 +80,13 @@ def main() -> None:
     parser.add_argument(
         "--link-to", type=Path, help="also put the data sets into this LLaMA-Factory checkout"
     )
+    parser.add_argument(
+        "--engine",
+        choices=("here", "ray"),
+        default="here",
+        help="here: this process; ray: the machines of a Ray cluster, the same bytes (docs/distributed.md)",
+    )
+    distributed.add_arguments(parser)
     args = parser.parse_args()
     if bool(args.model) != bool(args.template):
         raise UserError("--model and --template go together; give both or neither")
@@ -103,6 +112,7 @@ def main() -> None:
         permute_titles=args.permute_titles,
         **({} if args.no_shorten or not args.model else counted),
     )
+    run = distributed.chosen(args)
     splits = ("train",) if args.protocol == "seed" else ("train", "dev")
     mind = read_mind(args.data, splits, args.missing)
     manifest = build(
@@ -112,6 +122,7 @@ def main() -> None:
         make_budget(options),
         data_hashes(args.data, splits),
         bar,
+        run,
     )
     for name, made in manifest["datasets"].items():
         print(f"{name}: {made['records']:,} records, tokens {made['tokens']}", file=sys.stderr)

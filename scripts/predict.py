@@ -11,6 +11,8 @@ Examples:
       --out runs/smollm2-next_click-lora
   python scripts/predict.py --data data/sample --protocol seed --format likes_dislikes \\
       --model models/smollm2-135m --adapter saves/mind_news_recommend --limit 100 --out runs/tutorial
+  python scripts/predict.py --data data/sample --protocol dev --format next_click \\
+      --model models/smollm2-135m --limit 150 --engine ray --out runs/smollm2-next_click-base
 """
 
 from collections.abc import Iterable, Iterator
@@ -18,7 +20,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindlab import cli
+from mindlab import cli, distributed
 from mindlab.errors import UserError
 from mindlab.llm.predict import Request, predict, template_of
 from mindlab.prompts import FORMATS
@@ -64,7 +66,13 @@ def main() -> None:
         "--per-token", action="store_true", help="next_click, next_topic: mean instead of sum over tokens"
     )
     parser.add_argument("--language", choices=("en", "zh"), default="en")
-    parser.add_argument("--engine", default="hf", help="hf: transformers, on a GPU if there is one")
+    parser.add_argument(
+        "--engine",
+        default="hf",
+        help="hf: transformers, on a GPU if there is one; ray: the same on the machines of a Ray cluster, one "
+        "model a GPU or a core (docs/distributed.md)",
+    )
+    distributed.add_arguments(parser)
     parser.add_argument(
         "--token-budget", type=int, default=1024, help="new tokens per pass; 8192 suits a GPU"
     )
@@ -87,10 +95,12 @@ def main() -> None:
         cutoff_len=args.cutoff_len,
         per_token=args.per_token,
         language=args.language,
-        engine=args.engine,
+        engine="hf" if args.engine == "ray" else args.engine,  # the same run: either goes on with the other's
         token_budget=args.token_budget,
     )
-    print(predict(request, args.out, bar))
+    # A job is a few row numbers: many at once, since a worker loads its model anew with each lot.
+    run = distributed.chosen(args, wants_gpu=True, jobs_at_once=16_384)
+    print(predict(request, args.out, bar, run))
 
 
 if __name__ == "__main__":

@@ -49,7 +49,7 @@ def fake_scorer(monkeypatch):
     """Take the model's place; keep every impression asked for."""
     asked = []
 
-    def make_scorer(request, mind):
+    def make_scorer(request, mind, candidates=()):
         engine = FakeEngine()
 
         def score(impression):
@@ -97,7 +97,7 @@ def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(request_of, fake_sco
         assert not (run / "predictions.parquet").exists()
         assert not (run / "manifest.json").exists()
         n_kept += n // 3 * 3
-        assert len(list((run / "parts").iterdir())) == n_kept // 3  # whole parts alone, no temporary file
+        assert len(list((run / "parts").glob("*"))) == n_kept // 3  # whole parts alone, no temporary file
     seen = []
 
     def progress(cases, done, total):
@@ -121,10 +121,8 @@ def test_a_run_killed_in_the_middle_goes_on_with_a_real_model(request_of, tmp_pa
     with pytest.raises(KilledError):
         predict.predict(request_of(), run, killed_after(5))
     resumed = rows_of(predict.predict(request_of(), run))
-    scores = [[row.pop("score") for row in rows] for rows in (resumed, whole)]
-    assert resumed == whole
-    np.testing.assert_allclose(*scores, atol=1e-4)
-    assert np.std(scores[0]) > 1e-3
+    assert resumed == whole  # to the last bit, though the term without history was read anew
+    assert np.std([row["score"] for row in whole]) > 1e-3
 
 
 def test_a_run_killed_between_its_last_two_files_is_finished(request_of, fake_scorer, tmp_path, monkeypatch):

@@ -1,15 +1,18 @@
 """Score every case of a protocol's split with a language model, part by part, so that a kill costs little.
 
 A run folder holds ``request.json`` (what was asked), ``parts/*.parquet`` while it is going on, and at
-the end ``predictions.parquet`` and ``manifest.json``. Running the same request again goes on after the
-last whole part; a finished run is left as it is.
+the end ``predictions.parquet`` and ``manifest.json``. Running the same request again goes on with the
+parts that are missing; a finished run is left as it is. A part is a function of the request alone, so parts
+may be scored in any order, by any number of processes (`mindlab.distributed`): the same bytes.
 """
 
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import asdict, dataclass, replace
+from functools import cached_property
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -90,12 +93,84 @@ def template_of(model: str | Path) -> str:
     return TEMPLATE_OF[kind]
 
 
+class Work:
+    """What it takes to score the cases of a request: ``Work(request)(rows)`` is their part of the predictions.
+
+    Data and model are read when they are first needed, and do not travel: a worker on another machine reads
+    them there, under the same paths.
+    """
+
+    def __init__(self, request: Request):
+        """Take the request; nothing is read yet."""
+        self.request = request
+
+    def __reduce__(self) -> tuple:
+        """Pickle as the request, its paths absolute: a worker may run in another folder."""
+
+        def absolute(name: str | None) -> str | None:  # a model may be a hub id
+            return str(Path(name).resolve()) if name and Path(name).exists() else name
+
+        asked = self.request
+        paths = {name: absolute(getattr(asked, name)) for name in ("data", "model", "adapter")}
+        return Work, (replace(asked, **paths),)
+
+    @cached_property
+    def mind(self) -> Mind:
+        """The data that the protocol's split is made from."""
+        return read_mind(self.request.data, protocols.folders_of(self.request.protocol, self.request.split))
+
+    @cached_property
+    def whole(self) -> Impressions:
+        """All impressions of the split; UserError if the protocol has no such split."""
+        request = self.request
+        splits = protocols.splits_of(request.protocol, self.mind, request.seed)
+        if request.split not in splits:
+            raise UserError(
+                f"protocol {request.protocol} has no split {request.split!r}, only {', '.join(splits)}"
+            )
+        return splits[request.split]
+
+    @cached_property
+    def rows(self) -> np.ndarray:
+        """The rows of `whole` that are scored: int, ascending."""
+        return protocols.limit(len(self.whole), self.request.limit, self.request.seed)
+
+    @cached_property
+    def scorer(self) -> tuple[Callable[[Impressions], Scored], Any]:
+        """The function that scores one impression, and its engine."""
+        reset_peak_memory()
+        return make_scorer(self.request, self.mind, np.unique(self.whole.take(self.rows).news))
+
+    def __call__(self, rows: Iterable[int]) -> pa.Table:
+        """Return the predictions of some rows of `whole`; the table's metadata says what they cost."""
+        score, engine = self.scorer
+        begin, tokens, tables = time.perf_counter(), engine.tokens_read, []
+        for row in rows:
+            impression = self.whole.take(np.array([row]))
+            # Only the tutorial's prompt shows labels, those of the target's siblings.
+            is_shown = self.request.format == LikesDislikes.name
+            found = score(impression if is_shown else impression.without_labels())
+            tables.append(_as_table(self.request.split, impression, self.mind, found, int(row)))
+        cost = {
+            "seconds": time.perf_counter() - begin,
+            "tokens": engine.tokens_read - tokens,
+            "params": engine.n_parameters,
+            "peak_mb": peak_memory_mb(),
+        }
+        return pa.concat_tables(tables).replace_schema_metadata({"cost": json.dumps(cost)})
+
+
 def predict(
     request: Request,
     out: str | Path,
     progress: Callable[[Iterable, int, int], Iterator] = lambda items, *_: iter(items),
+    run: Callable[[Callable[[np.ndarray], pa.Table], Iterable[np.ndarray]], Iterator[pa.Table]] | None = None,
 ) -> Path:
     """Run `request` into the folder `out` and return it; nothing is done if it is finished already.
+
+    `run` is an ordered map that scores the parts elsewhere, such as `mindlab.distributed.ray_map`; without it
+    they are scored here, where `progress` moves with every case. The result is the same, so either may go on
+    with what the other began.
 
     Raises UserError if `out` holds a run of another request, or the request cannot be met.
     """
@@ -103,39 +178,31 @@ def predict(
     asked = {**asdict(request), "inputs_sha256": _input_hashes(request)}
     if is_started(out, asked) and (out / "manifest.json").exists():
         return out
-    mind = read_mind(request.data, protocols.folders_of(request.protocol, request.split))
-    splits = protocols.splits_of(request.protocol, mind, request.seed)
-    if request.split not in splits:
-        raise UserError(
-            f"protocol {request.protocol} has no split {request.split!r}, only {', '.join(splits)}"
-        )
-    whole = splits[request.split]
-    rows = protocols.limit(len(whole), request.limit, request.seed)
-    reset_peak_memory()
-    score, engine = make_scorer(request, mind)
-    write_json(out / REQUEST, asked)
-
+    work = Work(request)
+    mind, rows = work.mind, work.rows
     parts = out / "parts"
-    parts.mkdir(parents=True, exist_ok=True)
     blocks = [rows[i : i + CASES_PER_PART] for i in range(0, len(rows), CASES_PER_PART)]
     missing = [b for b in range(len(blocks)) if not (parts / f"{b:05d}.parquet").exists()]
     n_done = len(rows) - sum(len(blocks[b]) for b in missing)
-    cases = ((b, case) for b in missing for case in blocks[b])
-    pending: list[pa.Table] = []
-    begin, tokens = time.perf_counter(), 0
-    for b, case in progress(cases, n_done, len(rows)):
-        impression = whole.take(np.array([case]))
-        # Only the tutorial's prompt shows labels, those of the target's siblings.
-        found = score(impression if request.format == LikesDislikes.name else impression.without_labels())
-        pending.append(_as_table(request.split, impression, mind, found, int(case)))
-        if len(pending) == len(blocks[b]):
-            cost = {"seconds": str(time.perf_counter() - begin), "tokens": str(engine.tokens_read - tokens)}
-            with atomic_path(parts / f"{b:05d}.parquet") as path:
-                pq.write_table(pa.concat_tables(pending).replace_schema_metadata(cost), path)
-            pending, begin, tokens = [], time.perf_counter(), engine.tokens_read
+    cases = progress((case for b in missing for case in blocks[b]), n_done, len(rows))
+    if run is None:
+        tables = map(work, (islice(cases, len(blocks[b])) for b in missing))
+    else:
+        tables = run(work, [blocks[b] for b in missing])
+    for b, table in zip(missing, tables, strict=True):
+        if not (out / REQUEST).exists():  # not before: a request that cannot be met leaves nothing behind
+            write_json(out / REQUEST, asked)
+        with atomic_path(parts / f"{b:05d}.parquet") as path:
+            pq.write_table(table, path)
+        if run is not None:
+            for _ in islice(cases, len(blocks[b])):
+                pass
+    for _ in cases:  # there is none; a progress bar ends when it is told so
+        pass
 
     tables = [pq.read_table(parts / f"{b:05d}.parquet") for b in range(len(blocks))]
-    cost = {key: sum(float(t.schema.metadata[key.encode()]) for t in tables) for key in ("seconds", "tokens")}
+    costs = [json.loads(table.schema.metadata[b"cost"]) for table in tables]
+    seconds, tokens = (sum(cost[key] for cost in costs) for key in ("seconds", "tokens"))
     predictions.write_predictions(
         out / "predictions.parquet", pa.concat_tables([t.replace_schema_metadata() for t in tables])
     )
@@ -147,14 +214,14 @@ def predict(
             "track": "static",
             "request": asdict(request),
             "n_impressions": len(rows),
-            "params": engine.n_parameters,
+            "params": costs[0]["params"],
             "train_seconds": factory.train_seconds(request.adapter) if request.adapter else None,
             "log_odds_shift": _shift(request, mind),
-            "seconds": round(cost["seconds"], 2),
-            "tokens": int(cost["tokens"]),
-            "ms_per_impression": round(1000 * cost["seconds"] / len(rows), 1),
-            "tokens_per_impression": round(cost["tokens"] / len(rows), 1),
-            "peak_mb": round(peak_memory_mb()),
+            "seconds": round(seconds, 2),
+            "tokens": tokens,
+            "ms_per_impression": round(1000 * seconds / len(rows), 1),
+            "tokens_per_impression": round(tokens / len(rows), 1),
+            "peak_mb": round(max(cost["peak_mb"] for cost in costs)),
             **provenance(),
             "inputs_sha256": asked["inputs_sha256"],
         },
@@ -200,8 +267,13 @@ def _shift(request: Request, mind: Mind) -> float | None:
     return None if share is None else log_odds_shift(share, float(mind.splits["train"].labels.mean()))
 
 
-def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], Scored], Any]:
-    """Return a function that scores one impression (given as a table of one), and the engine behind it."""
+def make_scorer(
+    request: Request, mind: Mind, candidates: Sequence[int] = ()
+) -> tuple[Callable[[Impressions], Scored], Any]:
+    """Return a function that scores one impression (given as a table of one), and the engine behind it.
+
+    With `candidates`, the news of all impressions to come, a score depends on nothing that was scored before.
+    """
     from mindlab.alpaca import (
         FORMATS_OF,
         likes_dislikes_parts,
@@ -230,6 +302,7 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
             scorer = NextClickScorer(engine, chat, titles, form, *limits)
         else:
             scorer = NextTopicScorer(engine, chat, titles, topics_of(mind.news), form, *limits)
+        scorer.expect(candidates)
 
         def score(impression: Impressions) -> Scored:
             scores = scorer.score(impression.reader_history(0).tolist(), impression.candidates(0).tolist())
@@ -279,8 +352,6 @@ def _as_table(split: str, impression: Impressions, mind: Mind, found: Scored, ca
 
 
 def _at_positions(impression: Impressions, positions: np.ndarray) -> Impressions:
-    from dataclasses import replace
-
     return replace(
         impression,
         offsets=np.array([0, len(positions)]),

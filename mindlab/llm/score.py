@@ -4,7 +4,7 @@ Prompts are LLaMA-Factory's own token ids (`mindlab.chat`), so the model is aske
 trained on. `NextClickScorer` and `NextTopicScorer` read likelihoods, `YesNoScorer` the logits of Yes and No.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
@@ -28,24 +28,31 @@ def answer_frame(chat: ChatTemplate, system: str, user: str) -> tuple[list[int],
 class Gain:
     """How much likelier lines are after one prefix than after `nothing`, the prefix without history.
 
-    The second term is what the model thinks of a line for any reader; it is computed once per key.
+    The second term is what the model thinks of a line for any reader; it is computed once per key. In floating
+    point it depends on the lines computed with it: those of `expected` are computed together, before the first
+    score, so that a score does not depend on which came before.
     """
 
     def __init__(self, engine: HFEngine, nothing: list[int], per_token: bool):
         self.engine, self.nothing, self.per_token = engine, nothing, per_token
+        self.expected: dict[int, list[int]] = {}
         self._without_history: dict[int, float] = {}
 
     def __call__(self, prefix: list[int], keys: Sequence[int], lines: Sequence[list[int]]) -> np.ndarray:
         """Return float64 log P(line | prefix) - log P(line | nothing), both by token if asked; 0 for `nothing`."""
         if prefix == self.nothing:
             return np.zeros(len(lines))
-        new = {key: line for key, line in zip(keys, lines, strict=True) if key not in self._without_history}
-        if new:
-            scores = self.engine.line_log_probs(self.nothing, list(new.values()))
-            self._without_history.update(zip(new, scores.tolist(), strict=True))
+        self._read_without_history(self.expected)
+        self._read_without_history(dict(zip(keys, lines, strict=True)))
         scores = self.engine.line_log_probs(prefix, lines)
         scores -= np.array([self._without_history[key] for key in keys])
         return scores / np.array([len(line) for line in lines]) if self.per_token else scores
+
+    def _read_without_history(self, lines: Mapping[int, list[int]]) -> None:
+        new = {key: line for key, line in lines.items() if key not in self._without_history}
+        if new:
+            scores = self.engine.line_log_probs(self.nothing, list(new.values()))
+            self._without_history.update(zip(new, scores.tolist(), strict=True))
 
 
 class NextClickScorer:
@@ -81,6 +88,10 @@ class NextClickScorer:
         if len(self._gain.nothing) >= cutoff_len:
             raise UserError(f"cutoff_len {cutoff_len} does not hold the question alone; give a larger one")
         self._lines: dict[int, list[int]] = {}
+
+    def expect(self, candidates: Sequence[int]) -> None:
+        """Tell all candidates to come (news indices), so that a score depends on nothing scored before."""
+        self._gain.expected = {n: self.line(n) for n in candidates}
 
     def line(self, news: int) -> list[int]:
         """Return the ids of a candidate's line, "- title" without the newline that ends it."""
@@ -140,6 +151,11 @@ class NextTopicScorer:
         if len(question) > self._room:
             raise UserError(f"cutoff_len {cutoff_len} does not hold the question alone; give a larger one")
         self._gain = Gain(engine, question + self._head, per_token)
+
+    def expect(self, candidates: Sequence[int]) -> None:
+        """Tell all candidates to come (news indices), so that a score depends on nothing scored before."""
+        topics = np.unique(self._topic_of[np.asarray(candidates, dtype=int)]).tolist()
+        self._gain.expected = {topic: self._lines[topic] for topic in topics}
 
     def _question(self, history: list[str]) -> list[int]:
         record = self._form.record(NextTopicParts(history, []))
