@@ -8,9 +8,11 @@ last whole part; a finished run is left as it is.
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from contextlib import closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -21,6 +23,7 @@ from mindlab import alpaca, factory, predictions, protocols
 from mindlab.calibration import log_odds_shift
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
+from mindlab.llm.engine import Engine
 from mindlab.mind import Impressions, Mind, News, read_mind
 from mindlab.prompts import (
     FORMATS,
@@ -29,18 +32,19 @@ from mindlab.prompts import (
     NextTopic,
     Pointwise,
     PointwiseParts,
+    Record,
     history_length_of,
 )
 from mindlab.runs import (
     REQUEST,
     data_hashes,
     is_started,
-    peak_memory_mb,
     provenance,
     reset_peak_memory,
 )
 
 CASES_PER_PART = 20
+ENGINES = ("hf", "vllm")
 TEMPLATE_OF = {"glm": "glm4", "glm4": "glm4", "llama": "smollm2"}  # by config.json's model_type
 
 
@@ -94,8 +98,11 @@ def predict(
     request: Request,
     out: str | Path,
     progress: Callable[[Iterable, int, int], Iterator] = lambda items, *_: iter(items),
+    how: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Run `request` into the folder `out` and return it; nothing is done if it is finished already.
+
+    `how` goes to the engine's constructor: what it takes that no score depends on (`VllmEngine`).
 
     Raises UserError if `out` holds a run of another request, or the request cannot be met.
     """
@@ -112,7 +119,7 @@ def predict(
     whole = splits[request.split]
     rows = protocols.limit(len(whole), request.limit, request.seed)
     reset_peak_memory()
-    score, engine = make_scorer(request, mind)
+    score, engine = make_scorer(request, mind, **how)
     write_json(out / REQUEST, asked)
 
     parts = out / "parts"
@@ -120,19 +127,31 @@ def predict(
     blocks = [rows[i : i + CASES_PER_PART] for i in range(0, len(rows), CASES_PER_PART)]
     missing = [b for b in range(len(blocks)) if not (parts / f"{b:05d}.parquet").exists()]
     n_done = len(rows) - sum(len(blocks[b]) for b in missing)
-    cases = ((b, case) for b in missing for case in blocks[b])
-    pending: list[pa.Table] = []
-    begin, tokens = time.perf_counter(), 0
-    for b, case in progress(cases, n_done, len(rows)):
-        impression = whole.take(np.array([case]))
-        # Only the tutorial's prompt shows labels, those of the target's siblings.
-        found = score(impression if request.format == LikesDislikes.name else impression.without_labels())
-        pending.append(_as_table(request.split, impression, mind, found, int(case)))
-        if len(pending) == len(blocks[b]):
-            cost = {"seconds": str(time.perf_counter() - begin), "tokens": str(engine.tokens_read - tokens)}
-            with atomic_path(parts / f"{b:05d}.parquet") as path:
-                pq.write_table(pa.concat_tables(pending).replace_schema_metadata(cost), path)
-            pending, begin, tokens = [], time.perf_counter(), engine.tokens_read
+
+    def scored() -> Iterator[tuple[int, int, Scored, np.ndarray]]:
+        """Yield (block, case, its scores, its share of the seconds and tokens), asking the engine in bulk."""
+        todo = [(b, int(case)) for b in missing for case in blocks[b]]
+        for group in (todo[i : i + engine.bulk] for i in range(0, len(todo), engine.bulk)):
+            impressions = whole.take(np.array([case for _, case in group]))
+            begin, tokens = time.perf_counter(), engine.tokens_read
+            # Only the tutorial's prompt shows labels, those of the target's siblings.
+            found = score(
+                impressions if request.format == LikesDislikes.name else impressions.without_labels()
+            )
+            share = np.array([time.perf_counter() - begin, engine.tokens_read - tokens]) / len(group)
+            yield from ((*which, one, share) for which, one in zip(group, found, strict=True))
+
+    with closing(engine):
+        pending: list[pa.Table] = []
+        spent = np.zeros(2)
+        for b, case, found, share in progress(scored(), n_done, len(rows)):
+            pending.append(_as_table(request.split, whole.take(np.array([case])), mind, found, case))
+            spent += share
+            if len(pending) == len(blocks[b]):
+                cost = dict(zip(("seconds", "tokens"), map(str, spent), strict=True))
+                with atomic_path(parts / f"{b:05d}.parquet") as path:
+                    pq.write_table(pa.concat_tables(pending).replace_schema_metadata(cost), path)
+                pending, spent = [], np.zeros(2)
 
     tables = [pq.read_table(parts / f"{b:05d}.parquet") for b in range(len(blocks))]
     cost = {key: sum(float(t.schema.metadata[key.encode()]) for t in tables) for key in ("seconds", "tokens")}
@@ -151,11 +170,12 @@ def predict(
             "train_seconds": factory.train_seconds(request.adapter) if request.adapter else None,
             "log_odds_shift": _shift(request, mind),
             "seconds": round(cost["seconds"], 2),
-            "tokens": int(cost["tokens"]),
+            "tokens": round(cost["tokens"]),
             "ms_per_impression": round(1000 * cost["seconds"] / len(rows), 1),
             "tokens_per_impression": round(cost["tokens"] / len(rows), 1),
-            "peak_mb": round(peak_memory_mb()),
+            "peak_mb": round(engine.peak_mb()),
             **provenance(),
+            **engine.about(),
             "inputs_sha256": asked["inputs_sha256"],
         },
     )
@@ -186,7 +206,7 @@ def rank_titles(request: Request, history: list[str], candidates: list[str]) -> 
         labels=None,
     )
     score, _ = make_scorer(request, Mind(news, {"test": impression}, {}))
-    scores = score(impression).scores
+    scores = score(impression)[0].scores
     # A stable sort: what ties stays in the order given.
     return [(candidates[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
@@ -200,8 +220,10 @@ def _shift(request: Request, mind: Mind) -> float | None:
     return None if share is None else log_odds_shift(share, float(mind.splits["train"].labels.mean()))
 
 
-def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], Scored], Any]:
-    """Return a function that scores one impression (given as a table of one), and the engine behind it."""
+def make_scorer(
+    request: Request, mind: Mind, **how: Any
+) -> tuple[Callable[[Impressions], list[Scored]], Engine]:
+    """Return a function that scores each impression of a table, and the engine behind it, made with `how`."""
     from mindlab.alpaca import (
         FORMATS_OF,
         Budget,
@@ -212,17 +234,16 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
         topics_of,
     )
     from mindlab.chat import ChatTemplate
-    from mindlab.llm.hf import HFEngine
     from mindlab.llm.score import NextClickScorer, NextTopicScorer, YesNoScorer
 
     # The sampled impressions ask what `dev` asks, of fewer candidates.
     asked = "dev" if request.protocol == "sampled-impression" else request.protocol
     if request.format not in FORMATS_OF.get(asked, ()):
         raise UserError(f"protocol {request.protocol} does not go with format {request.format}")
-    if request.engine != "hf":
-        raise UserError(f"engine {request.engine!r}: expected hf")
+    if request.engine not in ENGINES:
+        raise UserError(f"engine {request.engine!r}: expected {' or '.join(ENGINES)}")
     chat = ChatTemplate.load(request.model, request.template)
-    engine = HFEngine(request.model, request.adapter, request.token_budget)
+    engine = _make_engine(request, **how)
     titles = neutral_titles(mind.news)
     form = FORMATS[request.format](request.language)
 
@@ -233,9 +254,12 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
         else:
             scorer = NextTopicScorer(engine, chat, titles, topics_of(mind.news), form, *limits)
 
-        def score(impression: Impressions) -> Scored:
-            scores = scorer.score(impression.reader_history(0).tolist(), impression.candidates(0).tolist())
-            return Scored(np.arange(len(scores)), scores)
+        def score(impressions: Impressions) -> list[Scored]:
+            readers = [
+                (impressions.reader_history(i).tolist(), impressions.candidates(i).tolist())
+                for i in range(len(impressions))
+            ]
+            return [Scored(np.arange(len(scores)), scores) for scores in scorer.score_many(readers)]
 
         return score, engine
 
@@ -243,27 +267,43 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
     budget = Budget(chat.count, chat.estimate, request.cutoff_len)
     if request.format == Pointwise.name:
 
-        def score(impression: Impressions) -> Scored:
-            history = titles[impression.reader_history(0)[-request.history_length :]].tolist()
-            candidates = titles[impression.candidates(0)]
+        def records(impressions: Impressions, i: int) -> list[Record]:
+            history = titles[impressions.reader_history(i)[-request.history_length :]].tolist()
+            candidates = titles[impressions.candidates(i)]
             # All candidates share one history, the longest that fits the longest of them.
             parts = [PointwiseParts(history, title, False) for title in candidates]
             longest = max(parts, key=lambda p: chat.count(form.record(p)))
             done = Shortening()
             fit_budget(form, longest, 0, budget, done)
-            scores = answers.score([form.record(p, done.titles_dropped) for p in parts])
-            return Scored(np.arange(len(scores)), scores)
+            return [form.record(p, done.titles_dropped) for p in parts]
+
+        def score(impressions: Impressions) -> list[Scored]:
+            groups = [records(impressions, i) for i in range(len(impressions))]
+            return [Scored(np.arange(len(scores)), scores) for scores in answers.score_many(groups)]
 
         return score, engine
 
-    def score(impression: Impressions) -> Scored:
-        parts = next(iter(likes_dislikes_parts(impression, titles)))
-        record = fit_budget(form, parts, 0, budget, Shortening())
-        target = np.array([len(impression.candidates(0)) - 1])
-        value, text = answers.answer(record)
-        return Scored(target, np.array([value]), [text])
+    def score(impressions: Impressions) -> list[Scored]:
+        shown = [
+            fit_budget(form, parts, 0, budget, Shortening())
+            for parts in likes_dislikes_parts(impressions, titles)
+        ]
+        return [
+            Scored(np.array([len(impressions.candidates(i)) - 1]), np.array([value]), [text])
+            for i, (value, text) in enumerate(answers.answer_many(shown))
+        ]
 
     return score, engine
+
+
+def _make_engine(request: Request, **how: Any) -> Engine:
+    if request.engine == "vllm":
+        from mindlab.llm.vllm import VllmEngine
+
+        return VllmEngine(request.model, request.adapter, request.cutoff_len, **how)
+    from mindlab.llm.hf import HFEngine
+
+    return HFEngine(request.model, request.adapter, request.token_budget, **how)
 
 
 def _as_table(split: str, impression: Impressions, mind: Mind, found: Scored, case: int) -> pa.Table:
