@@ -100,7 +100,7 @@ def main() -> None:
     )
     # A job is a few row numbers: many at once, since a worker loads its model anew with each lot.
     run = distributed.chosen(args, wants_gpu=True, jobs_at_once=16_384)
-    print(predict(request, args.out, bar, run))
+    print(predict(request, args.out, bar, run=run))
 
 
 if __name__ == "__main__":

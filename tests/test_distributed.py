@@ -77,7 +77,7 @@ def data(tmp_path_factory):
 
 def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tiny_glm, tmp_path, monkeypatch):
     """Eight impressions in parts of two; the killed worker has a model, and half a part, in its memory."""
-    monkeypatch.setattr(predict, "CASES_PER_PART", 2)
+    monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 2})
     # Relative paths, which the workers must find all the same.
     monkeypatch.chdir(data.parent)
     request = Request(data.name, "dev", "next_click", str(tiny_glm), "glm4", limit=8, history_length=3)

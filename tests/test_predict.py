@@ -10,6 +10,7 @@ import pytest
 from mindlab.alpaca import FORMATS_OF
 from mindlab.errors import UserError
 from mindlab.llm import predict
+from mindlab.llm.engine import Engine
 from mindlab.llm.predict import Request, Scored, template_of
 from mindlab.mind import read_mind
 from mindlab.predictions import read_predictions
@@ -29,7 +30,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def request_of(data, tiny_glm, glm4_chat, monkeypatch):
     """Build a request on the tiny GLM; parts are three cases long."""
-    monkeypatch.setattr(predict, "CASES_PER_PART", 3)
+    monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 3})
     monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
 
     def request_of(form="next_click", **options):
@@ -40,8 +41,8 @@ def request_of(data, tiny_glm, glm4_chat, monkeypatch):
     return request_of
 
 
-class FakeEngine:
-    n_parameters, tokens_read = 5, 0
+class FakeEngine(Engine):
+    n_parameters = 5
 
 
 @pytest.fixture
@@ -52,11 +53,15 @@ def fake_scorer(monkeypatch):
     def make_scorer(request, mind, candidates=()):
         engine = FakeEngine()
 
-        def score(impression):
-            asked.append(impression)
-            engine.tokens_read += 10
-            scores = np.sin(impression.news.astype(float) + impression.ids[0])
-            return Scored(np.arange(len(scores)), scores)
+        def score(impressions):
+            found = []
+            for i in range(len(impressions)):
+                impression = impressions.take(np.array([i]))
+                asked.append(impression)
+                engine.tokens_read += 10
+                scores = np.sin(impression.news.astype(float) + impression.ids[0])
+                found.append(Scored(np.arange(len(scores)), scores))
+            return found
 
         return score, engine
 
@@ -264,7 +269,7 @@ def test_a_request_that_cannot_be_met_leaves_nothing_behind(request_of, tmp_path
         ({"protocol": "seed"}, "does not go with"),
         ({"protocol": "mine"}, "expected seed, dev"),
         ({"split": "best"}, "has no split 'best', only fit, valid, train, test"),
-        ({"engine": "warp"}, "engine 'warp': expected hf"),
+        ({"engine": "warp"}, "engine 'warp': expected hf or vllm"),
         ({"limit": 0}, "expected at least 1"),
         ({"adapter": str(tmp_path / "none")}, "cannot put the adapter"),
     ):

@@ -7,6 +7,7 @@ import pytest
 
 from mindlab.alpaca import BuildOptions, build
 from mindlab.llm import predict
+from mindlab.llm.engine import Engine
 from mindlab.mind import Impressions, Mind
 from mindlab.prompts import (
     FORMATS,
@@ -34,10 +35,10 @@ TITLES = [
 LAST = len(TITLES) - 1
 
 
-class FakeEngine:
+class FakeEngine(Engine):
     """Takes HFEngine's place, remembers every prompt it is given, and finds all equally likely."""
 
-    n_parameters = tokens_read = 0
+    n_parameters = 0
 
     def __init__(self, *_):
         self.prompts = []

@@ -15,9 +15,10 @@ import torch
 from transformers import AutoModelForCausalLM, DynamicCache
 
 from mindlab.errors import UserError
+from mindlab.llm.engine import Engine
 
 
-class HFEngine:
+class HFEngine(Engine):
     """A causal language model, with or without a LoRA adapter, that scores and generates token ids."""
 
     def __init__(

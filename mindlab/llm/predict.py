@@ -9,11 +9,13 @@ may be scored in any order, by any number of processes (`mindlab.distributed`): 
 import json
 import shutil
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import closing
 from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from itertools import islice
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any
 
 import numpy as np
@@ -24,6 +26,7 @@ from mindlab import alpaca, factory, predictions, protocols
 from mindlab.calibration import log_odds_shift
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, sha256, write_json
+from mindlab.llm.engine import Engine
 from mindlab.mind import Impressions, Mind, News, read_mind
 from mindlab.prompts import (
     FORMATS,
@@ -32,18 +35,19 @@ from mindlab.prompts import (
     NextTopic,
     Pointwise,
     PointwiseParts,
+    Record,
     history_length_of,
 )
+from mindlab.records import batched
 from mindlab.runs import (
     REQUEST,
     data_hashes,
     is_started,
-    peak_memory_mb,
     provenance,
     reset_peak_memory,
 )
 
-CASES_PER_PART = 20
+CASES_PER_PART = {"hf": 20, "vllm": 100}  # by engine: one that answers in bulk gets enough for it
 TEMPLATE_OF = {"glm": "glm4", "glm4": "glm4", "llama": "smollm2"}  # by config.json's model_type
 
 
@@ -100,9 +104,9 @@ class Work:
     them there, under the same paths.
     """
 
-    def __init__(self, request: Request):
-        """Take the request; nothing is read yet."""
-        self.request = request
+    def __init__(self, request: Request, how: Mapping[str, Any] = MappingProxyType({})):
+        """Take the request and what goes to the engine's constructor; nothing is read yet."""
+        self.request, self.how = request, dict(how)
 
     def __reduce__(self) -> tuple:
         """Pickle as the request, its paths absolute: a worker may run in another folder."""
@@ -112,7 +116,7 @@ class Work:
 
         asked = self.request
         paths = {name: absolute(getattr(asked, name)) for name in ("data", "model", "adapter")}
-        return Work, (replace(asked, **paths),)
+        return Work, (replace(asked, **paths), self.how)
 
     @cached_property
     def mind(self) -> Mind:
@@ -136,26 +140,35 @@ class Work:
         return protocols.limit(len(self.whole), self.request.limit, self.request.seed)
 
     @cached_property
-    def scorer(self) -> tuple[Callable[[Impressions], Scored], Any]:
-        """The function that scores one impression, and its engine."""
+    def scorer(self) -> tuple[Callable[[Impressions], list[Scored]], Engine]:
+        """The function that scores impressions, and its engine."""
         reset_peak_memory()
-        return make_scorer(self.request, self.mind, np.unique(self.whole.take(self.rows).news))
+        candidates = np.unique(self.whole.take(self.rows).news)
+        return make_scorer(self.request, self.mind, candidates, **self.how)
+
+    def close(self) -> None:
+        """End the engine, if one was started."""
+        if "scorer" in self.__dict__:
+            self.scorer[1].close()
 
     def __call__(self, rows: Iterable[int]) -> pa.Table:
         """Return the predictions of some rows of `whole`; the table's metadata says what they cost."""
         score, engine = self.scorer
         begin, tokens, tables = time.perf_counter(), engine.tokens_read, []
-        for row in rows:
-            impression = self.whole.take(np.array([row]))
-            # Only the tutorial's prompt shows labels, those of the target's siblings.
-            is_shown = self.request.format == LikesDislikes.name
-            found = score(impression if is_shown else impression.without_labels())
-            tables.append(_as_table(self.request.split, impression, self.mind, found, int(row)))
+        # Only the tutorial's prompt shows labels, those of the target's siblings.
+        is_shown = self.request.format == LikesDislikes.name
+        for group in batched(rows, engine.bulk):
+            impressions = self.whole.take(np.array(group))
+            found = score(impressions if is_shown else impressions.without_labels())
+            for k, (row, one) in enumerate(zip(group, found, strict=True)):
+                impression = impressions.take(np.array([k]))
+                tables.append(_as_table(self.request.split, impression, self.mind, one, int(row)))
         cost = {
             "seconds": time.perf_counter() - begin,
             "tokens": engine.tokens_read - tokens,
             "params": engine.n_parameters,
-            "peak_mb": peak_memory_mb(),
+            "peak_mb": engine.peak_mb(),
+            "about": engine.about(),
         }
         return pa.concat_tables(tables).replace_schema_metadata({"cost": json.dumps(cost)})
 
@@ -164,13 +177,15 @@ def predict(
     request: Request,
     out: str | Path,
     progress: Callable[[Iterable, int, int], Iterator] = lambda items, *_: iter(items),
+    how: Mapping[str, Any] = MappingProxyType({}),
     run: Callable[[Callable[[np.ndarray], pa.Table], Iterable[np.ndarray]], Iterator[pa.Table]] | None = None,
 ) -> Path:
     """Run `request` into the folder `out` and return it; nothing is done if it is finished already.
 
-    `run` is an ordered map that scores the parts elsewhere, such as `mindlab.distributed.ray_map`; without it
-    they are scored here, where `progress` moves with every case. The result is the same, so either may go on
-    with what the other began.
+    `how` goes to the engine's constructor: what it takes that no score depends on (`VllmEngine`). `run` is an
+    ordered map that scores the parts elsewhere, such as `mindlab.distributed.ray_map`; without it they are scored
+    here, where `progress` moves with every case. The result is the same, so either may go on with what the other
+    began.
 
     Raises UserError if `out` holds a run of another request, or the request cannot be met.
     """
@@ -178,10 +193,11 @@ def predict(
     asked = {**asdict(request), "inputs_sha256": _input_hashes(request)}
     if is_started(out, asked) and (out / "manifest.json").exists():
         return out
-    work = Work(request)
+    work = Work(request, how)
     mind, rows = work.mind, work.rows
     parts = out / "parts"
-    blocks = [rows[i : i + CASES_PER_PART] for i in range(0, len(rows), CASES_PER_PART)]
+    size = CASES_PER_PART.get(request.engine, 1)
+    blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
     missing = [b for b in range(len(blocks)) if not (parts / f"{b:05d}.parquet").exists()]
     n_done = len(rows) - sum(len(blocks[b]) for b in missing)
     cases = progress((case for b in missing for case in blocks[b]), n_done, len(rows))
@@ -189,14 +205,15 @@ def predict(
         tables = map(work, (islice(cases, len(blocks[b])) for b in missing))
     else:
         tables = run(work, [blocks[b] for b in missing])
-    for b, table in zip(missing, tables, strict=True):
-        if not (out / REQUEST).exists():  # not before: a request that cannot be met leaves nothing behind
-            write_json(out / REQUEST, asked)
-        with atomic_path(parts / f"{b:05d}.parquet") as path:
-            pq.write_table(table, path)
-        if run is not None:
-            for _ in islice(cases, len(blocks[b])):
-                pass
+    with closing(work):
+        for b, table in zip(missing, tables, strict=True):
+            if not (out / REQUEST).exists():  # not before: a request that cannot be met leaves nothing behind
+                write_json(out / REQUEST, asked)
+            with atomic_path(parts / f"{b:05d}.parquet") as path:
+                pq.write_table(table, path)
+            if run is not None:
+                for _ in islice(cases, len(blocks[b])):
+                    pass
     for _ in cases:  # there is none; a progress bar ends when it is told so
         pass
 
@@ -223,6 +240,7 @@ def predict(
             "tokens_per_impression": round(tokens / len(rows), 1),
             "peak_mb": round(max(cost["peak_mb"] for cost in costs)),
             **provenance(),
+            **costs[0]["about"],
             "inputs_sha256": asked["inputs_sha256"],
         },
     )
@@ -253,7 +271,7 @@ def rank_titles(request: Request, history: list[str], candidates: list[str]) -> 
         labels=None,
     )
     score, _ = make_scorer(request, Mind(news, {"test": impression}, {}))
-    scores = score(impression).scores
+    scores = score(impression)[0].scores
     # A stable sort: what ties stays in the order given.
     return [(candidates[i], float(scores[i])) for i in np.argsort(-scores, kind="stable")]
 
@@ -268,9 +286,9 @@ def _shift(request: Request, mind: Mind) -> float | None:
 
 
 def make_scorer(
-    request: Request, mind: Mind, candidates: Sequence[int] = ()
-) -> tuple[Callable[[Impressions], Scored], Any]:
-    """Return a function that scores one impression (given as a table of one), and the engine behind it.
+    request: Request, mind: Mind, candidates: Sequence[int] = (), **how: Any
+) -> tuple[Callable[[Impressions], list[Scored]], Engine]:
+    """Return a function that scores each impression of a table, and the engine behind it, made with `how`.
 
     With `candidates`, the news of all impressions to come, a score depends on nothing that was scored before.
     """
@@ -281,7 +299,6 @@ def make_scorer(
         topics_of,
     )
     from mindlab.chat import ChatTemplate
-    from mindlab.llm.hf import HFEngine
     from mindlab.llm.score import NextClickScorer, NextTopicScorer, YesNoScorer
     from mindlab.records import Budget, Shortening, fit_budget
 
@@ -289,10 +306,10 @@ def make_scorer(
     asked = "dev" if request.protocol == "sampled-impression" else request.protocol
     if request.format not in FORMATS_OF.get(asked, ()):
         raise UserError(f"protocol {request.protocol} does not go with format {request.format}")
-    if request.engine != "hf":
-        raise UserError(f"engine {request.engine!r}: expected hf")
+    if request.engine not in CASES_PER_PART:
+        raise UserError(f"engine {request.engine!r}: expected {' or '.join(CASES_PER_PART)}")
     chat = ChatTemplate.load(request.model, request.template)
-    engine = HFEngine(request.model, request.adapter, request.token_budget)
+    engine = _make_engine(request, **how)
     titles = neutral_titles(mind.news)
     form = FORMATS[request.format](request.language)
 
@@ -304,9 +321,12 @@ def make_scorer(
             scorer = NextTopicScorer(engine, chat, titles, topics_of(mind.news), form, *limits)
         scorer.expect(candidates)
 
-        def score(impression: Impressions) -> Scored:
-            scores = scorer.score(impression.reader_history(0).tolist(), impression.candidates(0).tolist())
-            return Scored(np.arange(len(scores)), scores)
+        def score(impressions: Impressions) -> list[Scored]:
+            readers = [
+                (impressions.reader_history(i).tolist(), impressions.candidates(i).tolist())
+                for i in range(len(impressions))
+            ]
+            return [Scored(np.arange(len(scores)), scores) for scores in scorer.score_many(readers)]
 
         return score, engine
 
@@ -314,27 +334,43 @@ def make_scorer(
     budget = Budget(chat.count, chat.estimate, request.cutoff_len)
     if request.format == Pointwise.name:
 
-        def score(impression: Impressions) -> Scored:
-            history = titles[impression.reader_history(0)[-request.history_length :]].tolist()
-            candidates = titles[impression.candidates(0)]
+        def records(impressions: Impressions, i: int) -> list[Record]:
+            history = titles[impressions.reader_history(i)[-request.history_length :]].tolist()
+            candidates = titles[impressions.candidates(i)]
             # All candidates share one history, the longest that fits the longest of them.
             parts = [PointwiseParts(history, title, False) for title in candidates]
             longest = max(parts, key=lambda p: chat.count(form.record(p)))
             done = Shortening()
             fit_budget(form, longest, 0, budget, done)
-            scores = answers.score([form.record(p, done.titles_dropped) for p in parts])
-            return Scored(np.arange(len(scores)), scores)
+            return [form.record(p, done.titles_dropped) for p in parts]
+
+        def score(impressions: Impressions) -> list[Scored]:
+            groups = [records(impressions, i) for i in range(len(impressions))]
+            return [Scored(np.arange(len(scores)), scores) for scores in answers.score_many(groups)]
 
         return score, engine
 
-    def score(impression: Impressions) -> Scored:
-        parts = next(iter(likes_dislikes_parts(impression, titles)))
-        record = fit_budget(form, parts, 0, budget, Shortening())
-        target = np.array([len(impression.candidates(0)) - 1])
-        value, text = answers.answer(record)
-        return Scored(target, np.array([value]), [text])
+    def score(impressions: Impressions) -> list[Scored]:
+        shown = [
+            fit_budget(form, parts, 0, budget, Shortening())
+            for parts in likes_dislikes_parts(impressions, titles)
+        ]
+        return [
+            Scored(np.array([len(impressions.candidates(i)) - 1]), np.array([value]), [text])
+            for i, (value, text) in enumerate(answers.answer_many(shown))
+        ]
 
     return score, engine
+
+
+def _make_engine(request: Request, **how: Any) -> Engine:
+    if request.engine == "vllm":
+        from mindlab.llm.vllm import VllmEngine
+
+        return VllmEngine(request.model, request.adapter, request.cutoff_len, **how)
+    from mindlab.llm.hf import HFEngine
+
+    return HFEngine(request.model, request.adapter, request.token_budget, **how)
 
 
 def _as_table(split: str, impression: Impressions, mind: Mind, found: Scored, case: int) -> pa.Table:

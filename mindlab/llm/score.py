@@ -2,15 +2,16 @@
 
 Prompts are LLaMA-Factory's own token ids (`mindlab.chat`), so the model is asked exactly what it was
 trained on. `NextClickScorer` and `NextTopicScorer` read likelihoods, `YesNoScorer` the logits of Yes and No.
+Each scores one reader, or many at once for the engines that gain from it.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 
 from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.errors import UserError
-from mindlab.llm.hf import HFEngine
+from mindlab.llm.engine import Engine
 from mindlab.prompts import NextClick, NextTopic, NextTopicParts, Record
 
 
@@ -33,26 +34,37 @@ class Gain:
     score, so that a score does not depend on which came before.
     """
 
-    def __init__(self, engine: HFEngine, nothing: list[int], per_token: bool):
+    def __init__(self, engine: Engine, nothing: list[int], per_token: bool):
         self.engine, self.nothing, self.per_token = engine, nothing, per_token
         self.expected: dict[int, list[int]] = {}
         self._without_history: dict[int, float] = {}
 
-    def __call__(self, prefix: list[int], keys: Sequence[int], lines: Sequence[list[int]]) -> np.ndarray:
-        """Return float64 log P(line | prefix) - log P(line | nothing), both by token if asked; 0 for `nothing`."""
-        if prefix == self.nothing:
-            return np.zeros(len(lines))
-        self._read_without_history(self.expected)
-        self._read_without_history(dict(zip(keys, lines, strict=True)))
-        scores = self.engine.line_log_probs(prefix, lines)
-        scores -= np.array([self._without_history[key] for key in keys])
-        return scores / np.array([len(line) for line in lines]) if self.per_token else scores
+    def __call__(
+        self, asks: Sequence[tuple[list[int], Sequence[int], Sequence[list[int]]]]
+    ) -> list[np.ndarray]:
+        """Return the gains of the lines of each ask, (prefix, keys, lines), as float64.
 
-    def _read_without_history(self, lines: Mapping[int, list[int]]) -> None:
-        new = {key: line for key, line in lines.items() if key not in self._without_history}
-        if new:
-            scores = self.engine.line_log_probs(self.nothing, list(new.values()))
-            self._without_history.update(zip(new, scores.tolist(), strict=True))
+        That is log P(line | prefix) - log P(line | nothing), both by token if asked; 0 after `nothing` itself.
+        """
+        with_history = [ask for ask in asks if ask[0] != self.nothing]
+        asked = {key: line for _, keys, lines in with_history for key, line in zip(keys, lines, strict=True)}
+        known, groups = set(self._without_history), []
+        for group in (self.expected, asked) if with_history else ():
+            groups.append({key: line for key, line in group.items() if key not in known})
+            known.update(groups[-1])
+        questions = [(self.nothing, list(new.values())) for new in groups if new]
+        questions += [(prefix, lines) for prefix, _, lines in with_history]
+        found = iter(self.engine.bulk_line_log_probs(questions))
+        for new in filter(None, groups):
+            self._without_history.update(zip(new, next(found).tolist(), strict=True))
+        gains = []
+        for prefix, keys, lines in asks:
+            if prefix == self.nothing:
+                gains.append(np.zeros(len(lines)))
+                continue
+            gain = next(found) - np.array([self._without_history[key] for key in keys])
+            gains.append(gain / np.array([len(line) for line in lines]) if self.per_token else gain)
+        return gains
 
 
 class NextClickScorer:
@@ -65,7 +77,7 @@ class NextClickScorer:
 
     def __init__(
         self,
-        engine: HFEngine,
+        engine: Engine,
         chat: ChatTemplate,
         titles: Sequence[str],
         form: NextClick,
@@ -114,8 +126,15 @@ class NextClickScorer:
 
     def score(self, history: Sequence[int], candidates: Sequence[int]) -> np.ndarray:
         """Return the float64 scores of `candidates` (news indices) for a reader with that history."""
-        lines = [self.line(n) for n in candidates]
-        return self._gain(self.prefix(history, max(map(len, lines))), candidates, lines)
+        return self.score_many([(history, candidates)])[0]
+
+    def score_many(self, readers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[np.ndarray]:
+        """Return `score` of each reader's (history, candidates)."""
+        asks = []
+        for history, candidates in readers:
+            lines = [self.line(n) for n in candidates]
+            asks.append((self.prefix(history, max(map(len, lines))), candidates, lines))
+        return self._gain(asks)
 
 
 class NextTopicScorer:
@@ -127,7 +146,7 @@ class NextTopicScorer:
 
     def __init__(
         self,
-        engine: HFEngine,
+        engine: Engine,
         chat: ChatTemplate,
         titles: Sequence[str],
         topics: Sequence[str],
@@ -170,14 +189,22 @@ class NextTopicScorer:
 
     def score(self, history: Sequence[int], candidates: Sequence[int]) -> np.ndarray:
         """Return the float64 scores of `candidates` (news indices) for a reader with that history."""
-        topics, place = np.unique(self._topic_of[np.asarray(candidates)], return_inverse=True)
-        return self._gain(self.prefix(history), topics.tolist(), [self._lines[t] for t in topics])[place]
+        return self.score_many([(history, candidates)])[0]
+
+    def score_many(self, readers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[np.ndarray]:
+        """Return `score` of each reader's (history, candidates)."""
+        asks, places = [], []
+        for history, candidates in readers:
+            topics, place = np.unique(self._topic_of[np.asarray(candidates)], return_inverse=True)
+            asks.append((self.prefix(history), topics.tolist(), [self._lines[t] for t in topics]))
+            places.append(place)
+        return [gain[place] for gain, place in zip(self._gain(asks), places, strict=True)]
 
 
 class YesNoScorer:
     """Score = log P(Yes) - log P(No) at the first place of the answer, from logits, never from text."""
 
-    def __init__(self, engine: HFEngine, chat: ChatTemplate):
+    def __init__(self, engine: Engine, chat: ChatTemplate):
         """Find the template's Yes and No: the ids that differ between the answers "Yes." and "No."."""
         self.engine = engine
         self.chat = chat
@@ -192,18 +219,41 @@ class YesNoScorer:
 
     def score(self, records: Sequence[Record]) -> np.ndarray:
         """Return the float64 scores of records that share a beginning, e.g. one impression's candidates."""
-        prompts = [self.ids(record) for record in records]
-        shortest = min(map(len, prompts)) - 1
-        first = np.array([p[:shortest] for p in prompts])
-        same = (first == first[0]).all(axis=0)
-        n_shared = shortest if same.all() else int(np.argmin(same))
-        lines = [p[n_shared:] for p in prompts]
-        logits = self.engine.last_logits(prompts[0][:n_shared], lines, self.answers)
-        return logits[:, 0] - logits[:, 1]
+        return self.score_many([records])[0]
+
+    def score_many(self, groups: Sequence[Sequence[Record]]) -> list[np.ndarray]:
+        """Return `score` of each group of records."""
+        asks = [_split([self.ids(record) for record in records]) for records in groups]
+        found = self.engine.bulk_last_logits(asks, self.answers)
+        return [logits[:, 0] - logits[:, 1] for logits in found]
+
+    def answer_many(self, records: Sequence[Record]) -> list[tuple[float, str]]:
+        """Return the score and the generated text, stripped: the tutorial's way of reading a prediction."""
+        prompts = [self.chat.prompt_ids(record["system"], record_prompt(record)) for record in records]
+        found = self.engine.bulk_answers(prompts, self._head, self.answers, self.chat.stop_ids())
+        return [
+            (
+                float(logits[0] - logits[1]),
+                self.chat.tokenizer.decode(out, skip_special_tokens=True).strip(),
+            )
+            for logits, out in found
+        ]
 
     def answer(self, record: Record) -> tuple[float, str]:
-        """Return the score and the generated text, stripped: the tutorial's way of reading a prediction."""
-        prompt = self.chat.prompt_ids(record["system"], record_prompt(record))
-        logits, out = self.engine.answer(prompt, self._head, self.answers, self.chat.stop_ids())
-        text = self.chat.tokenizer.decode(out, skip_special_tokens=True).strip()
-        return float(logits[0] - logits[1]), text
+        """Return `answer_many` of one record."""
+        return self.answer_many([record])[0]
+
+
+def _split(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
+    """Return the ids that all prompts begin with, and what each goes on with, at least one id.
+
+    >>> _split([[1, 2, 3], [1, 2, 4, 5]])
+    ([1, 2], [[3], [4, 5]])
+    >>> _split([[1, 2], [1, 2]])
+    ([1], [[2], [2]])
+    """
+    shortest = min(map(len, prompts)) - 1
+    first = np.array([p[:shortest] for p in prompts])
+    same = (first == first[0]).all(axis=0)
+    n_shared = shortest if same.all() else int(np.argmin(same))
+    return prompts[0][:n_shared], [p[n_shared:] for p in prompts]

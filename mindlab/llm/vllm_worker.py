@@ -1,0 +1,190 @@
+"""The side of `mindlab.llm.vllm` that runs in vLLM's own environment: the standard library and vllm, no more.
+
+Started by `VllmEngine` as a script. It reads one JSON object a line from stdin and answers each with one on
+stdout: first the settings of the model, then questions in token ids. What vLLM prints goes to stderr.
+"""
+
+import itertools
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator, Sequence
+from contextlib import suppress
+from pathlib import Path
+from typing import Any
+
+MAX_TOKEN_IDS = 128  # vLLM's own bound on `logprob_token_ids`
+Ask = tuple[list[int], list[list[int]]]  # a prefix, and lines that each continue it
+
+
+class Worker:
+    """Answers the questions of `mindlab.llm.engine.Engine` in bulk, with a `vllm.LLM` whose prefix cache is on."""
+
+    def __init__(self, llm: Any, sampling_params: Any):
+        """Take the model and the class `vllm.SamplingParams`."""
+        self.llm = llm
+        self.sampling_params = sampling_params
+        self.tokens_read = 0  # without those that the prefix cache held
+
+    def last_log_probs(self, asks: Sequence[Ask], tokens: list[int]) -> list[list[list[float]]]:
+        """Return log P(token) after prefix + line, by ask, line and token."""
+        prompts = [[*prefix, *line] for prefix, lines in asks for line in lines]
+        outputs = iter(self._generate(prompts, [{"logprob_token_ids": tokens}] * len(prompts)))
+        return [[self._first(next(outputs), tokens) for _ in lines] for _, lines in asks]
+
+    def line_log_probs(self, asks: Sequence[Ask]) -> list[list[float]]:
+        """Return log P(line | prefix) by ask and line.
+
+        vLLM turns its prefix cache off for a request that wants log-probabilities of its prompt, since those of
+        cached tokens are lost (the numbers at their places are whatever the memory held). Only the line's are
+        wanted here, so the cache is left on. Where it held the beginning of a line too, another line of these
+        asks began alike and was given those numbers; should that ever fail, the line is read without the cache.
+        """
+        self.llm.reset_prefix_cache()  # what an earlier call left there has no numbers in this one
+        known: dict[tuple[int, ...], float] = {}  # by tokens: log P of the last one after those before it
+        # A prefix is read once, alone: a request for log-probabilities makes logits of every token it reads.
+        firsts: dict[tuple[int, ...], list[int]] = {}
+        for prefix, lines in asks:
+            firsts.setdefault(tuple(prefix), []).extend(line[0] for line in lines)
+        reads = [
+            (prefix, tokens[i : i + MAX_TOKEN_IDS])
+            for prefix, tokens in ((prefix, sorted(set(tokens))) for prefix, tokens in firsts.items())
+            for i in range(0, len(tokens), MAX_TOKEN_IDS)
+        ]
+        outputs = self._generate(
+            [prefix for prefix, _ in reads], [{"logprob_token_ids": tokens} for _, tokens in reads]
+        )
+        for (prefix, tokens), output in zip(reads, outputs, strict=True):
+            known |= zip(((*prefix, token) for token in tokens), self._first(output, tokens), strict=True)
+
+        jobs = [[(tuple(prefix), tuple(line)) for line in lines] for prefix, lines in asks]
+        for is_cached in (True, False):
+            missing = [
+                job for job in dict.fromkeys(itertools.chain(*jobs)) if not known.keys() >= _heads(*job)
+            ]
+            wanted = [
+                {
+                    "logprob_token_ids": [line[-1]],
+                    "prompt_logprobs": 0,
+                    "skip_reading_prefix_cache": not is_cached,
+                }
+                for _, line in missing
+            ]
+            # The last token is predicted and not read.
+            outputs = self._generate([prefix + line[:-1] for prefix, line in missing], wanted)
+            for (prefix, line), output in zip(missing, outputs, strict=True):
+                known[prefix + line] = self._first(output, line[-1:])[0]
+                for place in range(1, len(line) - 1):
+                    if len(prefix) + place > (output.num_cached_tokens or 0):
+                        # From the end: the list may leave the cached tokens out.
+                        found = output.prompt_logprobs[place + 1 - len(line)]
+                        known[prefix + line[: place + 1]] = found[line[place]].logprob
+        return [[sum(known[head] for head in _heads(*job)) for job in group] for group in jobs]
+
+    def answers(
+        self,
+        prompts: Sequence[list[int]],
+        head: list[int],
+        tokens: list[int],
+        stop: list[int],
+        max_tokens: int,
+    ) -> list[tuple[list[float], list[int]]]:
+        """Return log P(token) after prompt + head, and the ids generated greedily after each prompt."""
+        wanted = {"logprob_token_ids": tokens, "max_tokens": max_tokens, "stop_token_ids": stop}
+        outputs = [output.outputs[0] for output in self._generate(prompts, [wanted] * len(prompts))]
+        made = [list(output.token_ids) for output in outputs]
+        n = len(head)
+        found = [
+            [output.logprobs[n][token].logprob for token in tokens]
+            if ids[:n] == head and len(ids) > n
+            else None
+            for ids, output in zip(made, outputs, strict=True)
+        ]
+        others = [i for i, values in enumerate(found) if values is None]
+        after_head = self.last_log_probs([(prompts[i], [head]) for i in others], tokens)
+        for i, (values,) in zip(others, after_head, strict=True):
+            found[i] = values
+        return [
+            (values, ids[:-1] if ids and ids[-1] in stop else ids)
+            for values, ids in zip(found, made, strict=True)
+        ]
+
+    def _generate(self, prompts: Sequence[Sequence[int]], wanted: Sequence[dict[str, Any]]) -> list[Any]:
+        """Return vLLM's outputs for prompts of token ids, one greedy token each unless `wanted` says otherwise."""
+        if not prompts:
+            return []
+        common = {"temperature": 0.0, "max_tokens": 1, "detokenize": False}
+        outputs = self.llm.generate(
+            [{"prompt_token_ids": list(prompt)} for prompt in prompts],
+            [self.sampling_params(**{**common, **options}) for options in wanted],
+            use_tqdm=False,
+        )
+        for prompt, output in zip(prompts, outputs, strict=True):
+            # The last token made is never read.
+            self.tokens_read += (
+                len(prompt) - (output.num_cached_tokens or 0) + len(output.outputs[0].token_ids) - 1
+            )
+        return outputs
+
+    @staticmethod
+    def _first(output: Any, tokens: Sequence[int]) -> list[float]:
+        """Return the log-probabilities of `tokens` for the first generated token."""
+        return [output.outputs[0].logprobs[0][token].logprob for token in tokens]
+
+
+def _heads(prefix: tuple[int, ...], line: tuple[int, ...]) -> set[tuple[int, ...]]:
+    """Return the prefix with each beginning of the line, up to the whole.
+
+    >>> sorted(_heads((7,), (1, 2)))
+    [(7, 1), (7, 1, 2)]
+    """
+    return {prefix + line[: place + 1] for place in range(len(line))}
+
+
+def answer_all(lines: Iterator[str], llm_class: Any, sampling_params: Any) -> Iterator[dict[str, Any]]:
+    """Yield the reply to each line: the settings, then questions. An error is a reply too, and the last one."""
+    try:
+        begin = time.perf_counter()
+        worker = Worker(llm_class(**json.loads(next(lines))), sampling_params)
+        yield {"startup_seconds": round(time.perf_counter() - begin, 1)}
+        for line in lines:
+            question = json.loads(line)
+            result = getattr(worker, question.pop("what"))(**question)
+            yield {"result": result, "tokens_read": worker.tokens_read, "peak_mb": peak_memory_mb()}
+    except Exception as error:
+        import traceback
+
+        traceback.print_exc()
+        reason = (str(error).strip().splitlines() or ["no message"])[0]
+        yield {"error": f"{type(error).__name__}: {reason}"}
+
+
+def peak_memory_mb() -> float:
+    """Return the largest resident memory of this process so far, in MiB; 0 where the system does not tell."""
+    with suppress(OSError):
+        found = re.search(r"^VmHWM:\s+(\d+) kB", Path("/proc/self/status").read_text(encoding="utf-8"), re.M)
+        if found:
+            return int(found[1]) / 2**10
+    return 0.0
+
+
+def main() -> None:
+    """Answer until stdin ends."""
+    replies = os.fdopen(os.dup(1), "w", encoding="utf-8")
+    os.dup2(2, 1)  # vLLM logs to stdout, which carries the replies
+    try:
+        import vllm
+    except Exception as error:  # a broken torch raises OSError or RuntimeError
+        first = (str(error).strip().splitlines() or ["no message"])[0]
+        reply = {"error": f"cannot import vllm ({type(error).__name__}: {first})", "is_missing": True}
+        print(json.dumps(reply), file=replies, flush=True)
+        return
+    print(json.dumps({"vllm": vllm.__version__}), file=replies, flush=True)
+    for reply in answer_all(iter(sys.stdin.readline, ""), vllm.LLM, vllm.SamplingParams):
+        print(json.dumps(reply), file=replies, flush=True)
+
+
+if __name__ == "__main__":
+    main()
