@@ -47,6 +47,7 @@ from mindlab.runs import (
     reset_peak_memory,
 )
 
+ENGINES = ("hf", "vllm")
 CASES_PER_PART = {"hf": 20, "vllm": 100}  # by engine: one that answers in bulk gets enough for it
 TEMPLATE_OF = {"glm": "glm4", "glm4": "glm4", "llama": "smollm2"}  # by config.json's model_type
 
@@ -306,8 +307,8 @@ def make_scorer(
     asked = "dev" if request.protocol == "sampled-impression" else request.protocol
     if request.format not in FORMATS_OF.get(asked, ()):
         raise UserError(f"protocol {request.protocol} does not go with format {request.format}")
-    if request.engine not in CASES_PER_PART:
-        raise UserError(f"engine {request.engine!r}: expected {' or '.join(CASES_PER_PART)}")
+    if request.engine not in ENGINES:
+        raise UserError(f"engine {request.engine!r}: expected {' or '.join(ENGINES)}")
     chat = ChatTemplate.load(request.model, request.template)
     engine = _make_engine(request, **how)
     titles = neutral_titles(mind.news)
