@@ -3,6 +3,10 @@
 next_click, next_topic and pointwise score every candidate from log-probabilities. likes_dislikes (protocol seed, the
 tutorial's) also generates the answer's text. Interrupted? Run the same command again: it goes on.
 
+--engine vllm scores many impressions at once, in an environment of its own (requirements-serve.txt):
+  python3.11 -m venv .venv-serve
+  .venv-serve/bin/pip install -r requirements-serve.txt
+
 Examples:
   python scripts/predict.py --data data/sample --protocol dev --format next_click \\
       --model models/smollm2-135m --limit 150 --out runs/smollm2-next_click-base
@@ -11,8 +15,11 @@ Examples:
       --out runs/smollm2-next_click-lora
   python scripts/predict.py --data data/sample --protocol seed --format likes_dislikes \\
       --model models/smollm2-135m --adapter saves/mind_news_recommend --limit 100 --out runs/tutorial
+  python scripts/predict.py --data data/sample --protocol dev --format pointwise --engine vllm \\
+      --model models/smollm2-135m --limit 150 --out runs/smollm2-pointwise-base
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -20,7 +27,8 @@ from tqdm import tqdm
 
 from mindlab import cli
 from mindlab.errors import UserError
-from mindlab.llm.predict import Request, predict, template_of
+from mindlab.llm.predict import ENGINES, Request, predict, template_of
+from mindlab.llm.vllm import SERVE_PYTHON
 from mindlab.prompts import FORMATS
 
 
@@ -64,12 +72,23 @@ def main() -> None:
         "--per-token", action="store_true", help="next_click, next_topic: mean instead of sum over tokens"
     )
     parser.add_argument("--language", choices=("en", "zh"), default="en")
-    parser.add_argument("--engine", default="hf", help="hf: transformers, on a GPU if there is one")
     parser.add_argument(
-        "--token-budget", type=int, default=1024, help="new tokens per pass; 8192 suits a GPU"
+        "--engine",
+        choices=ENGINES,
+        default="hf",
+        help="hf (default): transformers; both use a GPU if there is one",
+    )
+    parser.add_argument(
+        "--token-budget", type=int, default=1024, help="hf: new tokens per pass; 8192 suits a GPU"
+    )
+    parser.add_argument("--bulk", type=int, default=50, help="vllm: impressions at once (default 50)")
+    parser.add_argument(
+        "--serve-python",
+        default=SERVE_PYTHON,
+        help="vllm: the Python of its environment (default: $MINDLAB_SERVE_PYTHON, else .venv-serve/bin/python)",
     )
     args = parser.parse_args()
-    for name in ("limit", "history", "cutoff_len", "token_budget"):
+    for name in ("limit", "history", "cutoff_len", "token_budget", "bulk"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
@@ -90,7 +109,11 @@ def main() -> None:
         engine=args.engine,
         token_budget=args.token_budget,
     )
-    print(predict(request, args.out, bar))
+    how = {}
+    if args.engine == "vllm":
+        how = {"bulk": args.bulk, "serve_python": args.serve_python}
+        print("vLLM starts: about half a minute, more the first time", file=sys.stderr)
+    print(predict(request, args.out, bar, how))
 
 
 if __name__ == "__main__":
