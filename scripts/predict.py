@@ -3,6 +3,10 @@
 next_click, next_topic and pointwise score every candidate from log-probabilities. likes_dislikes (protocol seed, the
 tutorial's) also generates the answer's text. Interrupted? Run the same command again: it goes on.
 
+--engine vllm scores many impressions at once, in an environment of its own (requirements-serve.txt):
+  python3.11 -m venv .venv-serve
+  .venv-serve/bin/pip install -r requirements-serve.txt
+
 Examples:
   python scripts/predict.py --data data/sample --protocol dev --format next_click \\
       --model models/smollm2-135m --limit 150 --out runs/smollm2-next_click-base
@@ -13,8 +17,11 @@ Examples:
       --model models/smollm2-135m --adapter saves/mind_news_recommend --limit 100 --out runs/tutorial
   python scripts/predict.py --data data/sample --protocol dev --format next_click \\
       --model models/smollm2-135m --limit 150 --engine ray --out runs/smollm2-next_click-base
+  python scripts/predict.py --data data/sample --protocol dev --format pointwise --engine vllm \\
+      --model models/smollm2-135m --limit 150 --out runs/smollm2-pointwise-base
 """
 
+import sys
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 
@@ -22,7 +29,8 @@ from tqdm import tqdm
 
 from mindlab import cli, distributed
 from mindlab.errors import UserError
-from mindlab.llm.predict import Request, predict, template_of
+from mindlab.llm.predict import ENGINES, Request, predict, template_of
+from mindlab.llm.vllm import SERVE_PYTHON
 from mindlab.prompts import FORMATS
 
 
@@ -66,18 +74,25 @@ def main() -> None:
         "--per-token", action="store_true", help="next_click, next_topic: mean instead of sum over tokens"
     )
     parser.add_argument("--language", choices=("en", "zh"), default="en")
-    parser.add_argument(
-        "--engine",
-        default="hf",
-        help="hf: transformers, on a GPU if there is one; ray: the same on the machines of a Ray cluster, one "
-        "model a GPU or a core (docs/distributed.md)",
-    )
     distributed.add_arguments(parser)
     parser.add_argument(
-        "--token-budget", type=int, default=1024, help="new tokens per pass; 8192 suits a GPU"
+        "--engine",
+        choices=(*ENGINES, "ray"),
+        default="hf",
+        help="hf (default): transformers; vllm: in its own environment (requirements-serve.txt); both use a GPU if "
+        "there is one; ray: hf on the machines of a Ray cluster, one model a GPU or a core (docs/distributed.md)",
+    )
+    parser.add_argument(
+        "--token-budget", type=int, default=1024, help="hf: new tokens per pass; 8192 suits a GPU"
+    )
+    parser.add_argument("--bulk", type=int, default=50, help="vllm: impressions at once (default 50)")
+    parser.add_argument(
+        "--serve-python",
+        default=SERVE_PYTHON,
+        help="vllm: the Python of its environment (default: $MINDLAB_SERVE_PYTHON, else .venv-serve/bin/python)",
     )
     args = parser.parse_args()
-    for name in ("limit", "history", "cutoff_len", "token_budget"):
+    for name in ("limit", "history", "cutoff_len", "token_budget", "bulk"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
@@ -98,9 +113,13 @@ def main() -> None:
         engine="hf" if args.engine == "ray" else args.engine,  # the same run: either goes on with the other's
         token_budget=args.token_budget,
     )
+    how = {}
+    if args.engine == "vllm":
+        how = {"bulk": args.bulk, "serve_python": args.serve_python}
+        print("vLLM starts: about half a minute, more the first time", file=sys.stderr)
     # A job is a few row numbers: many at once, since a worker loads its model anew with each lot.
     run = distributed.chosen(args, wants_gpu=True, jobs_at_once=16_384)
-    print(predict(request, args.out, bar, run=run))
+    print(predict(request, args.out, bar, how, run))
 
 
 if __name__ == "__main__":

@@ -89,8 +89,12 @@ def rows_of(run):
     return read_predictions(run / "predictions.parquet").to_pylist()
 
 
+@pytest.mark.parametrize("bulk", [1, 5])
 @pytest.mark.parametrize("kills", [[0], [2], [3], [4], [7], [1, 4, 2]])
-def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(request_of, fake_scorer, tmp_path, kills):
+def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(
+    request_of, fake_scorer, tmp_path, monkeypatch, kills, bulk
+):
+    monkeypatch.setattr(FakeEngine, "bulk", bulk)
     whole = rows_of(predict.predict(request_of(), tmp_path / "whole"))
     assert len(fake_scorer) == 8
     del fake_scorer[:]

@@ -201,6 +201,8 @@ def predict(
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
     missing = [b for b in range(len(blocks)) if not (parts / f"{b:05d}.parquet").exists()]
     n_done = len(rows) - sum(len(blocks[b]) for b in missing)
+    if run is None and missing:
+        _ = work.scorer  # before the progress bar: this may fail, and takes a while
     cases = progress((case for b in missing for case in blocks[b]), n_done, len(rows))
     if run is None:
         tables = map(work, (islice(cases, len(blocks[b])) for b in missing))

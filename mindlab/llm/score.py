@@ -217,14 +217,17 @@ class YesNoScorer:
         """Return the ids of a record's prompt up to the place where Yes or No comes."""
         return self.chat.prompt_ids(record["system"], record_prompt(record)) + self._head
 
+    def ask(self, records: Sequence[Record]) -> tuple[list[int], list[list[int]]]:
+        """Return the ids of the records' prompts: what all begin with, and what each goes on with."""
+        return _split([self.ids(record) for record in records])
+
     def score(self, records: Sequence[Record]) -> np.ndarray:
         """Return the float64 scores of records that share a beginning, e.g. one impression's candidates."""
         return self.score_many([records])[0]
 
     def score_many(self, groups: Sequence[Sequence[Record]]) -> list[np.ndarray]:
         """Return `score` of each group of records."""
-        asks = [_split([self.ids(record) for record in records]) for records in groups]
-        found = self.engine.bulk_last_logits(asks, self.answers)
+        found = self.engine.bulk_last_logits([self.ask(records) for records in groups], self.answers)
         return [logits[:, 0] - logits[:, 1] for logits in found]
 
     def answer_many(self, records: Sequence[Record]) -> list[tuple[float, str]]:

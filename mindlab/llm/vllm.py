@@ -91,7 +91,7 @@ class VllmEngine(Engine):
             "seed": 0,
             **settings,
         }
-        self._peak_mb = 0.0
+        self.worker_peak_mb = 0.0
         self._start(Path(shutil.which(serve_python)))
 
     def line_log_probs(self, prefix: Ids, lines: Sequence[Ids]) -> np.ndarray:
@@ -124,7 +124,7 @@ class VllmEngine(Engine):
 
     def peak_mb(self) -> float:
         """Return the peak of this process and the worker's, summed, in MiB."""
-        return peak_memory_mb() + self._peak_mb
+        return peak_memory_mb() + self.worker_peak_mb
 
     def about(self) -> dict[str, Any]:
         """Return vLLM's version, its settings and how long it took to start."""
@@ -157,7 +157,7 @@ class VllmEngine(Engine):
     def _ask(self, what: str, **question: Any) -> Any:
         self._send({"what": what, **question})
         reply = self._reply()
-        self.tokens_read, self._peak_mb = reply["tokens_read"], reply["peak_mb"]
+        self.tokens_read, self.worker_peak_mb = reply["tokens_read"], reply["peak_mb"]
         return reply["result"]
 
     def _send(self, message: dict[str, Any]) -> None:

@@ -4,19 +4,19 @@ Started by `VllmEngine` as a script. It reads one JSON object a line from stdin 
 stdout: first the settings of the model, then questions in token ids. What vLLM prints goes to stderr.
 """
 
-import itertools
 import json
 import os
 import re
 import sys
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
 MAX_TOKEN_IDS = 128  # vLLM's own bound on `logprob_token_ids`
 Ask = tuple[list[int], list[list[int]]]  # a prefix, and lines that each continue it
+Known = dict[tuple[tuple[int, ...], int], float]  # log P(token | ids) by (ids, token)
 
 
 class Worker:
@@ -38,50 +38,50 @@ class Worker:
         """Return log P(line | prefix) by ask and line.
 
         vLLM turns its prefix cache off for a request that wants log-probabilities of its prompt, since those of
-        cached tokens are lost (the numbers at their places are whatever the memory held). Only the line's are
-        wanted here, so the cache is left on. Where it held the beginning of a line too, another line of these
-        asks began alike and was given those numbers; should that ever fail, the line is read without the cache.
+        cached tokens are lost (at their places stands whatever the memory held). Only the line's are wanted
+        here, so the cache is left on. Where it held the beginning of a line too, what is lost is asked for
+        token by token.
         """
-        self.llm.reset_prefix_cache()  # what an earlier call left there has no numbers in this one
-        known: dict[tuple[int, ...], float] = {}  # by tokens: log P of the last one after those before it
-        # A prefix is read once, alone: a request for log-probabilities makes logits of every token it reads.
-        firsts: dict[tuple[int, ...], list[int]] = {}
-        for prefix, lines in asks:
-            firsts.setdefault(tuple(prefix), []).extend(line[0] for line in lines)
+        self.llm.reset_prefix_cache()  # what an earlier call left there would only be lost
+        jobs = [(tuple(prefix), tuple(line)) for prefix, lines in asks for line in lines]
+        known: Known = {}
+        # Prefixes first and without logits of their tokens, which each line after them would make again.
+        self._read_next([(prefix, line[0]) for prefix, line in jobs], known)
+        longer = [job for job in dict.fromkeys(jobs) if len(job[1]) > 1]
+        outputs = self._generate(
+            [prefix + line[:-1] for prefix, line in longer],  # the last token is predicted and not read
+            [
+                {"logprob_token_ids": [line[-1]], "prompt_logprobs": 0, "skip_reading_prefix_cache": False}
+                for _, line in longer
+            ],
+        )
+        for (prefix, line), output in zip(longer, outputs, strict=True):
+            known[prefix + line[:-1], line[-1]] = self._first(output, line[-1:])[0]
+            for place in range(1, len(line) - 1):
+                if len(prefix) + place > (output.num_cached_tokens or 0):
+                    # From the end: the list may leave the cached tokens out.
+                    found = output.prompt_logprobs[place + 1 - len(line)]
+                    known[prefix + line[:place], line[place]] = found[line[place]].logprob
+        steps = [[(prefix + line[:i], token) for i, token in enumerate(line)] for prefix, line in jobs]
+        self._read_next([step for line in steps for step in line if step not in known], known)
+        totals = iter(sum(known[step] for step in line) for line in steps)
+        return [[next(totals) for _ in lines] for _, lines in asks]
+
+    def _read_next(self, steps: Iterable[tuple[tuple[int, ...], int]], known: Known) -> None:
+        """Put log P(token | ids) of each (ids, token) into `known`, with one request for the tokens of the same ids."""
+        wanted: dict[tuple[int, ...], set[int]] = {}
+        for ids, token in steps:
+            wanted.setdefault(ids, set()).add(token)
         reads = [
-            (prefix, tokens[i : i + MAX_TOKEN_IDS])
-            for prefix, tokens in ((prefix, sorted(set(tokens))) for prefix, tokens in firsts.items())
+            (ids, sorted(tokens)[i : i + MAX_TOKEN_IDS])
+            for ids, tokens in wanted.items()
             for i in range(0, len(tokens), MAX_TOKEN_IDS)
         ]
         outputs = self._generate(
-            [prefix for prefix, _ in reads], [{"logprob_token_ids": tokens} for _, tokens in reads]
+            [ids for ids, _ in reads], [{"logprob_token_ids": tokens} for _, tokens in reads]
         )
-        for (prefix, tokens), output in zip(reads, outputs, strict=True):
-            known |= zip(((*prefix, token) for token in tokens), self._first(output, tokens), strict=True)
-
-        jobs = [[(tuple(prefix), tuple(line)) for line in lines] for prefix, lines in asks]
-        for is_cached in (True, False):
-            missing = [
-                job for job in dict.fromkeys(itertools.chain(*jobs)) if not known.keys() >= _heads(*job)
-            ]
-            wanted = [
-                {
-                    "logprob_token_ids": [line[-1]],
-                    "prompt_logprobs": 0,
-                    "skip_reading_prefix_cache": not is_cached,
-                }
-                for _, line in missing
-            ]
-            # The last token is predicted and not read.
-            outputs = self._generate([prefix + line[:-1] for prefix, line in missing], wanted)
-            for (prefix, line), output in zip(missing, outputs, strict=True):
-                known[prefix + line] = self._first(output, line[-1:])[0]
-                for place in range(1, len(line) - 1):
-                    if len(prefix) + place > (output.num_cached_tokens or 0):
-                        # From the end: the list may leave the cached tokens out.
-                        found = output.prompt_logprobs[place + 1 - len(line)]
-                        known[prefix + line[: place + 1]] = found[line[place]].logprob
-        return [[sum(known[head] for head in _heads(*job)) for job in group] for group in jobs]
+        for (ids, tokens), output in zip(reads, outputs, strict=True):
+            known.update(zip([(ids, token) for token in tokens], self._first(output, tokens), strict=True))
 
     def answers(
         self,
@@ -132,15 +132,6 @@ class Worker:
     def _first(output: Any, tokens: Sequence[int]) -> list[float]:
         """Return the log-probabilities of `tokens` for the first generated token."""
         return [output.outputs[0].logprobs[0][token].logprob for token in tokens]
-
-
-def _heads(prefix: tuple[int, ...], line: tuple[int, ...]) -> set[tuple[int, ...]]:
-    """Return the prefix with each beginning of the line, up to the whole.
-
-    >>> sorted(_heads((7,), (1, 2)))
-    [(7, 1), (7, 1, 2)]
-    """
-    return {prefix + line[: place + 1] for place in range(len(line))}
 
 
 def answer_all(lines: Iterator[str], llm_class: Any, sampling_params: Any) -> Iterator[dict[str, Any]]:
