@@ -25,6 +25,18 @@ def answer_frame(chat: ChatTemplate, system: str, user: str) -> tuple[list[int],
     return around[:n_head], len(around) - n_head - 1
 
 
+def n_shared(prompts: Sequence[list[int]]) -> int:
+    """Return how many ids all prompts begin with in common; at least the last id of each is not counted.
+
+    >>> n_shared([[1, 2, 3], [1, 2, 4, 5]]), n_shared([[1, 2], [1, 2, 3]]), n_shared([[1, 2]])
+    (2, 1, 1)
+    """
+    shortest = min(map(len, prompts)) - 1
+    first = np.array([p[:shortest] for p in prompts])
+    same = (first == first[0]).all(axis=0)
+    return shortest if same.all() else int(np.argmin(same))
+
+
 class Gain:
     """How much likelier lines are after one prefix than after `nothing`, the prefix without history.
 
@@ -78,7 +90,8 @@ class NextClickScorer:
         self._question = chat.prompt_ids(self._system, self._user)
         self._head, self._n_tail = answer_frame(chat, self._system, self._user)
         self._gain = Gain(engine, self._question + self._head, per_token)
-        if len(self._gain.nothing) >= cutoff_len:
+        self.nothing = self._gain.nothing  # the ids before a line for a reader without history
+        if len(self.nothing) >= cutoff_len:
             raise UserError(f"cutoff_len {cutoff_len} does not hold the question alone; give a larger one")
         self._lines: dict[int, list[int]] = {}
 
@@ -177,12 +190,8 @@ class YesNoScorer:
     def score(self, records: Sequence[Record]) -> np.ndarray:
         """Return the float64 scores of records that share a beginning, e.g. one impression's candidates."""
         prompts = [self.ids(record) for record in records]
-        shortest = min(map(len, prompts)) - 1
-        first = np.array([p[:shortest] for p in prompts])
-        same = (first == first[0]).all(axis=0)
-        n_shared = shortest if same.all() else int(np.argmin(same))
-        lines = [p[n_shared:] for p in prompts]
-        logits = self.engine.last_logits(prompts[0][:n_shared], lines, self.answers)
+        n = n_shared(prompts)
+        logits = self.engine.last_logits(prompts[0][:n], [p[n:] for p in prompts], self.answers)
         return logits[:, 0] - logits[:, 1]
 
     def answer(self, record: Record) -> tuple[float, str]:
