@@ -65,8 +65,11 @@ def main() -> None:
     )
     parser.add_argument("--language", choices=("en", "zh"), default="en")
     parser.add_argument("--engine", default="hf", help="hf: transformers, on a GPU if there is one")
+    parser.add_argument("--token-budget", type=int, help="new tokens per pass (default: by the machine)")
     parser.add_argument(
-        "--token-budget", type=int, default=1024, help="new tokens per pass; 8192 suits a GPU"
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        help="of the weights (default float32, on a GPU bfloat16); the shorter ones are faster and change scores",
     )
     args = parser.parse_args()
     for name in ("limit", "history", "cutoff_len", "token_budget"):
@@ -89,6 +92,7 @@ def main() -> None:
         language=args.language,
         engine=args.engine,
         token_budget=args.token_budget,
+        dtype=args.dtype,
     )
     print(predict(request, args.out, bar))
 

@@ -62,7 +62,8 @@ class Request:
     per_token: bool = False
     language: str = "en"
     engine: str = "hf"
-    token_budget: int = 1024
+    token_budget: int | None = None  # None: what suits the machine
+    dtype: str | None = None  # of the weights: float32, bfloat16, int8; None: float32, on a GPU bfloat16
 
     def __post_init__(self) -> None:
         """Write the format's own history length down, so that the request tells it."""
@@ -111,6 +112,8 @@ def predict(
         )
     whole = splits[request.split]
     rows = protocols.limit(len(whole), request.limit, request.seed)
+    # A reader's impressions follow each other, so that the engine reads their history once.
+    rows = rows[np.argsort(whole.history[rows], kind="stable")]
     reset_peak_memory()
     score, engine = make_scorer(request, mind)
     write_json(out / REQUEST, asked)
@@ -136,9 +139,9 @@ def predict(
 
     tables = [pq.read_table(parts / f"{b:05d}.parquet") for b in range(len(blocks))]
     cost = {key: sum(float(t.schema.metadata[key.encode()]) for t in tables) for key in ("seconds", "tokens")}
-    predictions.write_predictions(
-        out / "predictions.parquet", pa.concat_tables([t.replace_schema_metadata() for t in tables])
-    )
+    table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
+    in_order = table.sort_by([("case_id", "ascending"), ("position", "ascending")])
+    predictions.write_predictions(out / "predictions.parquet", in_order)
     write_json(
         out / "manifest.json",
         {
@@ -202,6 +205,8 @@ def _shift(request: Request, mind: Mind) -> float | None:
 
 def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], Scored], Any]:
     """Return a function that scores one impression (given as a table of one), and the engine behind it."""
+    import torch
+
     from mindlab.alpaca import (
         FORMATS_OF,
         likes_dislikes_parts,
@@ -220,7 +225,8 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
     if request.engine != "hf":
         raise UserError(f"engine {request.engine!r}: expected hf")
     chat = ChatTemplate.load(request.model, request.template)
-    engine = HFEngine(request.model, request.adapter, request.token_budget)
+    dtype = getattr(torch, request.dtype) if request.dtype else None
+    engine = HFEngine(request.model, request.adapter, request.token_budget, dtype)
     titles = neutral_titles(mind.news)
     form = FORMATS[request.format](request.language)
 
