@@ -82,14 +82,17 @@ def main() -> None:
         help="hf (default): transformers; vllm: in its own environment (requirements-serve.txt); both use a GPU if "
         "there is one; ray: hf on the machines of a Ray cluster, one model a GPU or a core (docs/distributed.md)",
     )
-    parser.add_argument(
-        "--token-budget", type=int, default=1024, help="hf: new tokens per pass; 8192 suits a GPU"
-    )
+    parser.add_argument("--token-budget", type=int, help="hf: new tokens per pass (default: by the machine)")
     parser.add_argument("--bulk", type=int, default=50, help="vllm: impressions at once (default 50)")
     parser.add_argument(
         "--serve-python",
         default=SERVE_PYTHON,
         help="vllm: the Python of its environment (default: $MINDLAB_SERVE_PYTHON, else .venv-serve/bin/python)",
+    )
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "bfloat16", "int8"),
+        help="of the weights (default float32, on a GPU bfloat16); the shorter ones are faster and change scores",
     )
     args = parser.parse_args()
     for name in ("limit", "history", "cutoff_len", "token_budget", "bulk"):
@@ -112,6 +115,7 @@ def main() -> None:
         language=args.language,
         engine="hf" if args.engine == "ray" else args.engine,  # the same run: either goes on with the other's
         token_budget=args.token_budget,
+        dtype=args.dtype,
     )
     how = {}
     if args.engine == "vllm":

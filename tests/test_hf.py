@@ -1,6 +1,7 @@
 """The engine against a plain call of the model, one prompt at a time; the scorers' ids against LLaMA-Factory's."""
 
 import shutil
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,7 @@ import torch
 
 from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.errors import UserError
-from mindlab.llm.hf import HFEngine
+from mindlab.llm.hf import HFEngine, PackedLinear, Pass, _attend, fitting_tokens
 from mindlab.llm.score import NextClickScorer, NextTopicScorer, YesNoScorer
 from mindlab.prompts import NextClick, NextClickParts, NextTopic, NextTopicParts, Pointwise, PointwiseParts
 from tests.factory_rows import factory_rows
@@ -118,32 +119,96 @@ def test_line_log_probs_equal_a_plain_call(engines):
         expected = [plain_log_prob(model, prefix, line) for line in lines]
         assert np.std(expected) > 10
         for budget in (1, 20, 31, 64, 10_000):
-            engines[name].token_budget = budget
+            engines[name]._token_budget = budget
             np.testing.assert_allclose(engines[name].line_log_probs(prefix, lines), expected, atol=1e-3)
         np.testing.assert_allclose(engines[name].line_log_probs(prefix[:1], lines[:3]), [
             plain_log_prob(model, prefix[:1], line) for line in lines[:3]
         ], atol=1e-3)  # fmt: skip
-        engines[name].token_budget = 48
+        engines[name]._token_budget = 48
 
 
-def test_many_candidates_are_read_in_bounded_chunks_and_the_prefix_once(engines, monkeypatch):
-    engine = engines["glm"]
-    passes = []
-    decoder = engine.model.get_decoder()
+@pytest.fixture
+def passes(engines, monkeypatch):
+    """The number of tokens of every pass through the tiny GLM, which has forgotten all prefixes."""
+    sizes = []
+    decoder = engines["glm"].model.get_decoder()
     forward = decoder.forward
 
     def counted(input_ids, **rest):
-        passes.append(input_ids.shape[1])
+        sizes.append(input_ids.shape[1])
         return forward(input_ids=input_ids, **rest)
 
     monkeypatch.setattr(decoder, "forward", counted)
+    engines["glm"].forget()
+    return sizes
+
+
+def test_many_candidates_are_read_in_bounded_chunks_and_the_prefix_once(engines, passes):
+    engine = engines["glm"]
     rng = np.random.default_rng(1)
-    prefix, lines = rng.integers(300, size=40).tolist(), rng.integers(300, size=(120, 6)).tolist()
+    prefix = rng.integers(300, size=40).tolist()
+    lines = [[i, *rng.integers(300, size=5).tolist()] for i in range(120)]  # no two begin alike
     before = engine.tokens_read
     engine.line_log_probs(prefix, lines)
-    assert engine.tokens_read - before == sum(passes) == 40 + 120 * 6
-    assert max(passes) <= 48
-    assert len(passes) > 10
+    # Eight lines of 6 fit the budget of 48; the last token of a line predicts nothing that is asked.
+    assert passes == [40] + [8 * 5] * 15
+    assert engine.tokens_read - before == sum(passes)
+    engine.last_logits(prefix, lines, (7, 3))
+    assert passes[16:] == [8 * 6] * 15
+
+
+def test_what_lines_share_is_read_once(engines, passes):
+    engine = engines["glm"]
+    prefix, lines = [9, 8, 7], [[1, 2, 3, 4], [1, 2, 5], [1, 2, 3, 4], [6], [1, 2]]
+    found = engine.line_log_probs(prefix, lines)
+    assert passes == [3, 3]  # 1, 2, 3 lead to what is asked
+    logits = engine.last_logits(prefix, lines, (7, 3))
+    assert passes[2:] == [6]  # 1, 2, 3, 4, 5, 6
+    for i, line in enumerate(lines):
+        assert found[i] == pytest.approx(plain_log_prob(engine.model, prefix, line), abs=1e-3)
+        expected = plain_logits(engine.model, prefix + line)[-1][[7, 3]]
+        np.testing.assert_allclose(logits[i], expected, atol=1e-3)
+    del passes[:]
+    one = engine.line_log_probs(prefix, [[6], [2]])
+    assert passes == []  # the prefix alone tells
+    assert one[1] == pytest.approx(plain_log_prob(engine.model, prefix, [2]), abs=1e-3)
+
+
+def test_prefixes_share_their_beginning_whatever_came_before(engines, passes, monkeypatch):
+    engine = engines["glm"]
+    rng = np.random.default_rng(6)
+    system, lines = rng.integers(300, size=10).tolist(), rng.integers(300, size=(4, 5)).tolist()
+    first, second, third = ([*system, i, *rng.integers(300, size=14).tolist()] for i in range(3))
+    expected = {
+        tuple(p): [plain_log_prob(engine.model, p, line) for line in lines]
+        for p in (system, first, second, first[:18], [*first, 7], system[1:], third)
+    }
+    del passes[:]
+
+    def read(prefix):
+        """Return the tokens read of the prefix; the lines' 16 go in one pass."""
+        del passes[:]
+        np.testing.assert_allclose(engine.line_log_probs(prefix, lines), expected[tuple(prefix)], atol=1e-3)
+        assert passes[-1] == len(lines) * 4
+        return passes[:-1]
+
+    assert read(system) == [10]
+    assert read(first) == [15]
+    assert read(first) == []  # the same reader again
+    assert read(second) == [15]  # another: the system prompt is known
+    assert read(first[:18]) == [1]  # all its keys are known, the state at its end is not
+    assert read([*first, 7]) == [1]
+    assert read(system[1:]) == [9]  # no common beginning
+    assert read(second) == []
+    # Of 50 tokens kept the least lately used go first; what a prefix takes from another is used too.
+    monkeypatch.setattr("mindlab.llm.hf.KEPT_TOKENS", 50)
+    assert read(third) == [15]
+    assert read(second) == []
+    assert read(first) == [15]
+    monkeypatch.setattr("mindlab.llm.hf.KEPT_TOKENS", 5)
+    assert read(third) == [15]  # longer than all that may be kept, and yet read and kept alone
+    assert read(third) == []
+    assert read(first) == [15]
 
 
 def test_last_logits_equal_a_plain_call(engines):
@@ -385,6 +450,91 @@ def test_a_merged_adapter_scores_as_the_unmerged_one(models, engines, glm4_chat,
     np.testing.assert_allclose(found, [plain_log_prob(unmerged, prefix, line) for line in lines], atol=1e-3)
     assert np.abs(found - engines["glm"].line_log_probs(prefix, lines)).min() > 0.01
     assert merged.n_parameters == engines["glm"].n_parameters
+
+
+@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.02), (torch.int8, 0.1)])
+def test_shorter_weights_change_a_score_little(models, engines, dtype, most):
+    rng = np.random.default_rng(7)
+    prefix, lines = rng.integers(300, size=20).tolist(), rng.integers(300, size=(9, 8)).tolist()
+    expected = engines["glm4"].line_log_probs(prefix, lines)
+    short = HFEngine(models["glm4"], dtype=dtype)
+    found = short.line_log_probs(prefix, lines)
+    assert 0 < np.abs(found - expected).max() < most * np.abs(expected).max()
+    assert short.n_parameters == engines["glm4"].n_parameters
+    logits = short.last_logits(prefix, lines, (7, 3)) - engines["glm4"].last_logits(prefix, lines, (7, 3))
+    assert 0 < np.abs(logits).max() < most * 100
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_is_the_layer(bias):
+    layer = torch.nn.Linear(40, 24, bias=bias)
+    x = torch.randn(1, 7, 40)
+    with torch.inference_mode():
+        expected = layer(x)
+        np.testing.assert_allclose(PackedLinear(layer, torch.float32)(x), expected, atol=1e-5)
+        short = PackedLinear(layer, torch.bfloat16)(x)
+    assert short.dtype == torch.float32
+    assert 0 < float((short - expected).abs().max()) < 0.05
+
+
+def test_a_types_missing_hardware_is_the_users_to_mend(models, monkeypatch):
+    with pytest.raises(UserError, match="int8 weights are for a CPU"):
+        HFEngine(models["glm"], device="cuda", dtype=torch.int8)
+    monkeypatch.setattr("mindlab.llm.hf._has_bfloat16", lambda: False)
+    with pytest.raises(UserError, match="no bfloat16 products"):
+        HFEngine(models["glm"], dtype=torch.bfloat16)
+
+
+GLM4_9B = SimpleNamespace(
+    hidden_size=4096,
+    intermediate_size=13696,
+    num_attention_heads=32,
+    num_key_value_heads=2,
+    head_dim=128,
+    num_hidden_layers=40,
+    vocab_size=151552,
+)
+
+
+def test_the_pass_that_fits_a_gpu():
+    # Kept: (4,096 + 1,000) x 2 x 40 x 2 x 128 x 2 bytes = 208,732,160. Logits: 1,024 x 151,552 x 10 bytes =
+    # 1,551,892,480. A token: 2 x 4,096 x 2 = 16,384, and the larger of MLP 4 x 13,696 x 2 = 109,568 and
+    # attention 3 x 36 x 128 x 2 + 32 x 1,000 x 8 = 283,648; together 300,032.
+    fixed, token = 208_732_160 + 1_551_892_480, 300_032
+    for n in (64, 1000, 5000):
+        free = (fixed + n * token) / 0.8
+        assert fitting_tokens(GLM4_9B, int(free) + 2, 1000, 1024) == n
+        if n > 64:
+            assert fitting_tokens(GLM4_9B, int(free) - 2, 1000, 1024) == n - 1
+    # A short prefix: the MLP is the larger, 16,384 + 109,568, and 4,106 tokens are kept.
+    free = (1_551_892_480 + 4_106 * 40_960 + 700 * 125_952) / 0.8
+    assert fitting_tokens(GLM4_9B, int(free) + 2, 10, 1024) == 700
+    # A card of 80 GiB has 60 beside the weights, and reads as much as is of use.
+    assert fitting_tokens(GLM4_9B, 60 * 2**30, 1000, 1024) == 8192
+    with pytest.raises(
+        UserError, match=r"2\.0 GiB beside the weights are too few for a prompt of 1000 tokens"
+    ):
+        fitting_tokens(GLM4_9B, 2 * 2**30, 1000, 1024)
+
+
+def test_the_budget_follows_from_the_machine_unless_given(models, engines):
+    assert engines["glm"].token_budget(1000) == 48
+    engine = HFEngine(models["glm"])
+    assert engine.token_budget(1000) == 1024
+    engine._free_bytes = 2**30  # as on a GPU
+    settings = engine.model.config
+    assert engine.token_budget(10) == fitting_tokens(settings, 2**30, 10, engine._head_rows) == 8192
+    engine._free_bytes = 20 * 2**20
+    assert engine.token_budget(2000) == fitting_tokens(settings, 20 * 2**20, 2000, engine._head_rows) < 8192
+
+
+def test_a_sliding_window_is_refused():
+    one = Pass(None, torch.zeros(1, 1, dtype=torch.long), torch.zeros(1, dtype=torch.long))
+    layer = SimpleNamespace(layer_idx=0)
+    x = torch.zeros(1, 2, 1, 4)
+    with pytest.raises(UserError, match="sliding window"):
+        _attend(layer, x, x, x, None, 1.0, one, sliding_window=4)
+    assert _attend(layer, x, x, x, None, 1.0, one, sliding_window=None)[0].shape == (1, 1, 2, 4)
 
 
 def test_a_missing_model_or_adapter_is_the_users_to_mend(models, tmp_path):

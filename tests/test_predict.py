@@ -124,6 +124,20 @@ def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(
     assert (manifest["n_impressions"], manifest["params"]) == (8, 5)
 
 
+def test_a_readers_impressions_follow_each_other_and_the_file_is_in_the_splits_order(
+    request_of, fake_scorer, tmp_path
+):
+    rows = rows_of(predict.predict(request_of(limit=None), tmp_path / "run"))
+    readers = [impression.history[0] for impression in fake_scorer]
+    turns = [b for a, b in zip([None, *readers], readers, strict=False) if a != b]
+    assert len(turns) == len(set(readers)) < len(readers)  # each reader once, some with several impressions
+    asked = [int(impression.ids[0]) for impression in fake_scorer]
+    assert asked != sorted(asked)
+    places = [(row["case_id"], row["position"]) for row in rows]
+    assert places == sorted(places)
+    assert len({case for case, _ in places}) == len(readers) == 40
+
+
 def test_a_run_killed_in_the_middle_goes_on_with_a_real_model(request_of, tmp_path):
     whole = rows_of(predict.predict(request_of(), tmp_path / "whole"))
     run = tmp_path / "killed"

@@ -58,6 +58,9 @@ class Engine:
         """Return `answer` of each prompt."""
         return [self.answer(prompt, head, tokens, stop) for prompt in prompts]
 
+    def forget(self) -> None:
+        """Drop what is kept of earlier prompts: the next answers are those of an engine just made."""
+
     def peak_mb(self) -> float:
         """Return the largest resident memory since `reset_peak_memory`, in MiB, of all its processes."""
         return peak_memory_mb()

@@ -1,21 +1,52 @@
-"""Score candidates with a Hugging Face causal language model, sharing the prompt they have in common.
+"""Score candidates with a Hugging Face causal language model, reading once what prompts share.
 
-All candidates of an impression continue one prefix (system, question, history). The engine runs the
-prefix together with the first candidates in one packed row, where a candidate sees the prefix and
-itself but not its neighbours, keeps the prefix in the KV cache, and feeds the other candidates in
-chunks of at most `token_budget` tokens. Nothing is padded, and logits are computed only where a score
-is read. Equal to one prompt at a time up to floating point (tests/test_hf.py).
+All candidates of an impression continue one prefix (system, question, history). The engine reads the prefix
+once and keeps its keys and values: the next impression of that reader finds all of it, one of another reader
+the system prompt and the question. The candidates go through the model as the trie of their tokens, laid end
+to end without padding: the "- The" of ten headlines is two tokens. A token attends to the prefix without a
+mask and to its own line in a small square; the two parts are joined by their log-sum-exp, as in Hydragen
+(Juravsky et al. 2024). Logits are computed only where a score is read, and on a CPU the matrix products run
+in oneDNN. Equal to one prompt at a time up to floating point (tests/test_hf.py).
 """
 
+import warnings
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForCausalLM, DynamicCache
+from torch.nn.attention.bias import causal_lower_right
+from transformers import AttentionInterface, AutoModelForCausalLM
+from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
 from mindlab.errors import UserError
 from mindlab.llm.engine import Engine
+
+KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # by layer, (key heads, tokens, head size) each
+ATTENTION = "mindlab_shared_prefix"
+CPU_TOKEN_BUDGET = 1024
+KEPT_TOKENS = 4096  # of the latest prefixes, whose keys and values stay in memory
+
+
+@dataclass
+class Prefix:
+    """A prefix that the model has read: ids, keys and values, and the hidden state that ends it."""
+
+    ids: list[int]
+    layers: KeysAndValues
+    last: torch.Tensor
+
+
+@dataclass
+class Pass:
+    """What the attention has to know of the tokens of one forward pass, which lie end to end."""
+
+    past: KeysAndValues | None  # seen by every token
+    place: torch.Tensor  # (lines, longest line): the token at each place of each line, anything after its end
+    back: torch.Tensor  # (tokens,): one place of each token in `place` laid flat
+    whole: KeysAndValues = field(default_factory=list)  # the past's and, of a single line, its own; by layer
 
 
 class HFEngine(Engine):
@@ -25,36 +56,50 @@ class HFEngine(Engine):
         self,
         model_path: str | Path,
         adapter: str | Path | None = None,
-        token_budget: int = 1024,
-        device: str | None = None,
+        token_budget: int | None = None,
         dtype: torch.dtype | None = None,
+        device: str | None = None,
     ):
-        """Load the model; on a GPU in bfloat16, else in float32 unless `dtype` says otherwise.
+        """Load the model, an adapter merged into it; on a GPU in bfloat16, else in float32 unless `dtype` says.
 
-        `token_budget` bounds the new tokens of one forward pass: memory grows with its square in the
-        attention mask, so 1,024 suits a CPU and 8,192 a GPU.
+        On a CPU bfloat16 and int8 are the types of the weights in matrix products; all else stays float32.
+        `token_budget` bounds the new tokens of one forward pass: left out, it is what suits a CPU, or what
+        fits beside the weights on a GPU (`fitting_tokens`).
 
-        Raises UserError if the folder is not a model or the adapter does not fit it.
+        Raises UserError if the folder is not a model, the adapter does not fit it, or the machine has no
+        fast products of that type.
         """
         self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
-        dtype = dtype or (torch.bfloat16 if self.device.startswith("cuda") else torch.float32)
-        try:
-            model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation="sdpa")
-        except (OSError, ValueError) as error:
-            raise UserError(
-                f"cannot load the model {model_path}: {_first_line(error)}; give a model folder "
-                "(scripts/get_model.py makes one) or a hub id"
-            ) from error
-        if adapter is not None:
-            model = _with_adapter(model, adapter)
+        on_cpu = self.device == "cpu"
+        dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
+        if dtype == torch.int8 and not on_cpu:
+            raise UserError("int8 weights are for a CPU; on a GPU leave the type out, which is bfloat16")
+        if on_cpu and dtype == torch.bfloat16 and not _has_bfloat16():
+            raise UserError("this processor has no bfloat16 products (AVX-512 or newer); use float32")
+        stored = torch.float32 if dtype == torch.int8 else dtype
+        model = load_model(model_path, adapter, stored)
         self.model = model.to(self.device).eval()
-        self.token_budget = token_budget
+        # Both before the linear layers give their parameters away.
+        self.n_parameters = sum(p.numel() for p in model.parameters())  # an adapter merged into them
+        self._head_weight = model.get_output_embeddings().weight
+        if on_cpu:
+            _pack(self.model, dtype)
+        self._head_rows = 64 if on_cpu else 1024
+        self._token_budget = token_budget
+        is_cuda = self.device.startswith("cuda")
+        self._free_bytes = torch.cuda.mem_get_info(self.device)[0] if is_cuda else None
         self.tokens_read = 0  # tokens put through the model so far
+        self._kept: list[Prefix] = []  # the latest used last
 
-    @property
-    def n_parameters(self) -> int:
-        """How many parameters the model holds, an adapter merged into them."""
-        return sum(p.numel() for p in self.model.parameters())
+    def token_budget(self, n_prefix: int) -> int:
+        """Return how many new tokens one pass after a prefix of `n_prefix` tokens may read."""
+        if self._token_budget or self._free_bytes is None:
+            return self._token_budget or CPU_TOKEN_BUDGET
+        return fitting_tokens(self.model.config, self._free_bytes, n_prefix, self._head_rows)
+
+    def forget(self) -> None:
+        """Drop what is kept of earlier prefixes, so that a measurement begins anew."""
+        self._kept.clear()
 
     @torch.inference_mode()
     def line_log_probs(self, prefix: Sequence[int], lines: Sequence[Sequence[int]]) -> np.ndarray:
@@ -62,15 +107,15 @@ class HFEngine(Engine):
 
         `prefix` has at least one id, every line too. The result is float64, shape (len(lines),).
         """
+        read = self._read(prefix)
         result = np.empty(len(lines))
-        for rows, hidden, before in self._continue(prefix, lines):
+        for rows in _chunks(lines, self.token_budget(len(prefix))):
             # The token at place i of a line is predicted from place i - 1, the first from the prefix.
-            flat = torch.tensor([t for r in rows for t in lines[r]], device=self.device)
-            starts = np.cumsum([0] + [len(lines[r]) for r in rows])
-            source = torch.cat([before[None], hidden[:-1]])
-            source[torch.from_numpy(starts[:-1]).to(self.device)] = before
-            log_probs = self._log_softmax_at(source, flat).double().cpu().numpy()
-            result[rows] = np.add.reduceat(log_probs, starts[:-1])
+            hidden, paths = self._continue(read, [lines[r][:-1] for r in rows])
+            source = np.concatenate([[0, *(p + 1 for p in path)] for path in paths])
+            tokens = np.concatenate([lines[r] for r in rows])
+            log_probs = self._log_softmax_at(torch.cat([read.last[None], hidden]), source, tokens)
+            result[rows] = np.add.reduceat(log_probs, np.cumsum([0] + [len(lines[r]) for r in rows[:-1]]))
         return result
 
     @torch.inference_mode()
@@ -78,11 +123,13 @@ class HFEngine(Engine):
         self, prefix: Sequence[int], lines: Sequence[Sequence[int]], tokens: Sequence[int]
     ) -> np.ndarray:
         """Return the logits of `tokens` after prefix + line, float64 of shape (len(lines), len(tokens))."""
+        read = self._read(prefix)
         result = np.empty((len(lines), len(tokens)))
-        wanted = self.model.get_output_embeddings().weight[list(tokens)]
-        for rows, hidden, _ in self._continue(prefix, lines):
-            ends = np.cumsum([len(lines[r]) for r in rows]) - 1
-            last = hidden[torch.from_numpy(ends).to(self.device)]
+        wanted = self._head_weight[list(tokens)].float()
+        for rows in _chunks(lines, self.token_budget(len(prefix))):
+            hidden, paths = self._continue(read, [lines[r] for r in rows])
+            # In float32: as bfloat16 a logit of 10 would be off by up to 0.03.
+            last = hidden[[path[-1] for path in paths]].float()
             result[rows] = (last @ wanted.T).double().cpu().numpy()
         return result
 
@@ -124,70 +171,249 @@ class HFEngine(Engine):
             return made.logits[n][0, list(tokens)].double().cpu().numpy(), ids
         return self.last_logits([*prompt, *head][:-1], [[*prompt, *head][-1:]], tokens)[0], ids
 
-    def _continue(self, prefix: Sequence[int], lines: Sequence[Sequence[int]]):
-        """Yield (rows, hidden states of those lines laid end to end, hidden state that ends the prefix)."""
-        cache = DynamicCache(config=self.model.config)
-        n_prefix = len(prefix)
-        before = None
-        for rows in _chunks([len(line) for line in lines], self.token_budget, n_prefix):
-            new = [t for r in rows for t in lines[r]]
-            sizes = torch.tensor([len(lines[r]) for r in rows])
-            owner = torch.repeat_interleave(torch.arange(len(rows)), sizes)
-            starts = torch.cumsum(sizes, 0) - sizes
-            place = torch.arange(len(new))
-            positions = n_prefix + place - starts[owner]
-            among_lines = (owner[:, None] == owner[None, :]) & (place[:, None] >= place[None, :])
-            sees_prefix = torch.ones(len(new), n_prefix, dtype=torch.bool)
-            mask = torch.cat([sees_prefix, among_lines], dim=1)
-            if before is None:  # the first pass carries the prefix too
-                head = torch.ones(n_prefix, n_prefix, dtype=torch.bool).tril()
-                head = torch.cat([head, torch.zeros(n_prefix, len(new), dtype=torch.bool)], dim=1)
-                mask = torch.cat([head, mask])
-                positions = torch.cat([torch.arange(n_prefix), positions])
-                new = [*prefix, *new]
-            self.tokens_read += len(new)
-            hidden = self.model.get_decoder()(
-                input_ids=torch.tensor([new], device=self.device),
-                position_ids=positions[None].to(self.device),
-                attention_mask=mask[None, None].to(self.device),
-                past_key_values=cache,
-                use_cache=True,
-            ).last_hidden_state[0]
-            if before is None:
-                before = hidden[n_prefix - 1]
-                hidden = hidden[n_prefix:]
-            cache.crop(n_prefix)
-            yield rows, hidden, before
+    def _read(self, ids: Sequence[int]) -> Prefix:
+        """Return the prefix `ids` as read, from the longest beginning of it that is kept."""
+        ids = list(ids)
+        # Of equally long ones the latest, so that no other moves up.
+        n, which = max(((_n_common(kept.ids, ids), i) for i, kept in enumerate(self._kept)), default=(0, 0))
+        if n:
+            known = self._kept.pop(which)
+            self._kept.append(known)
+            if n == len(ids) == len(known.ids):
+                return known
+        n = min(n, len(ids) - 1)  # the hidden state at the end is known for a whole prefix alone
+        past = [(k[:, :n], v[:, :n]) for k, v in known.layers] if n else None
+        whole = torch.arange(len(ids) - n, device=self.device)
+        one = Pass(past, whole[None], whole)
+        last = self._forward(ids[n:], n + whole, one)[-1]
+        self._kept.append(Prefix(ids, one.whole, last))
+        while len(self._kept) > 1 and sum(len(kept.ids) for kept in self._kept) > KEPT_TOKENS:
+            del self._kept[0]
+        return self._kept[-1]
 
-    def _log_softmax_at(self, hidden: torch.Tensor, tokens: torch.Tensor) -> torch.Tensor:
-        """Return log softmax(lm_head(hidden))[token] row by row, in pieces that bound the logits' memory."""
+    def _continue(self, read: Prefix, lines: list[Sequence[int]]) -> tuple[torch.Tensor, list[list[int]]]:
+        """Return hidden states after `read`, one a node of the lines' trie, and each line's nodes in order."""
+        tokens, depths, paths = _trie(lines)
+        if not tokens:
+            return read.last.new_empty(0, len(read.last)), paths
+        place = np.zeros((len(lines), max(map(len, paths))), dtype=np.int64)
+        back = np.empty(len(tokens), dtype=np.int64)
+        for row, path in enumerate(paths):
+            place[row, : len(path)] = path
+            back[path] = row * place.shape[1] + np.arange(len(path))
+        place, back = (torch.from_numpy(x).to(self.device) for x in (place, back))
+        positions = torch.tensor(depths, device=self.device) + len(read.ids)
+        return self._forward(tokens, positions, Pass(read.layers, place, back)), paths
+
+    def _forward(self, tokens: list[int], positions: torch.Tensor, one: Pass) -> torch.Tensor:
+        """Return the hidden states of one pass, (tokens, hidden size)."""
+        self.tokens_read += len(tokens)
+        inputs = torch.tensor([tokens], device=self.device)
+        return self.model.get_decoder()(
+            input_ids=inputs, position_ids=positions[None], use_cache=False, one_pass=one
+        ).last_hidden_state[0]
+
+    def _log_softmax_at(self, hidden: torch.Tensor, source: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        """Return log softmax(lm_head(hidden))[source, tokens], in pieces that bound the logits' memory."""
         head = self.model.get_output_embeddings()
-        pieces = []
-        rows = 64 if self.device == "cpu" else 1024
-        for h, t in zip(hidden.split(rows), tokens.split(rows), strict=True):
-            logits = head(h).float()
+        result = np.empty(len(source))
+        for start in range(0, len(hidden), self._head_rows):
+            logits = head(hidden[start : start + self._head_rows]).float()
+            here = np.flatnonzero((source >= start) & (source < start + self._head_rows))
+            row, token = (torch.from_numpy(x).to(self.device) for x in (source[here] - start, tokens[here]))
             top = logits.amax(1)
-            chosen = logits.gather(1, t[:, None])[:, 0] - top
+            chosen = logits[row, token] - top[row]
             # In place: logsumexp would write another matrix as wide as the vocabulary.
-            pieces.append(chosen - logits.sub_(top[:, None]).exp_().sum(1).log())
-        return torch.cat(pieces)
+            total = logits.sub_(top[:, None]).exp_().sum(1).log()
+            result[here] = (chosen - total[row]).double().cpu().numpy()
+        return result
 
 
-def _chunks(sizes: list[int], budget: int, n_prefix: int) -> list[list[int]]:
-    """Cut the lines into runs of at most `budget` tokens, the first run less by the prefix; none is empty.
+class PackedLinear(torch.nn.Module):
+    """A linear layer in oneDNN's own layout, inference only.
 
-    >>> _chunks([3, 3, 3, 3], budget=7, n_prefix=4)
-    [[0], [1, 2], [3]]
+    In float32 it sums the same products as torch.nn.Linear, in another order. torch's own float32 product is
+    MKL's, which leaves an AMD processor's wide registers unused: oneDNN was 2.2 times as fast there.
     """
-    chunks: list[list[int]] = [[]]
-    room = budget - n_prefix
-    for row, size in enumerate(sizes):
-        if chunks[-1] and size > room:
+
+    def __init__(self, linear: torch.nn.Linear, dtype: torch.dtype):
+        """Take the layer's weight, rounded to `dtype`."""
+        super().__init__()
+        self.dtype = dtype
+        self.packed = torch.ops.mkldnn._reorder_linear_weight(linear.weight.detach().to(dtype))
+        self.bias = None if linear.bias is None else linear.bias.detach().to(dtype)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        """Return x W^T + b in the type of x."""
+        made = torch.ops.mkldnn._linear_pointwise(x.to(self.dtype), self.packed, self.bias, "none", [], "")
+        return made.to(x.dtype)
+
+
+def _has_bfloat16() -> bool:
+    return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
+
+
+def _pack(model: torch.nn.Module, dtype: torch.dtype) -> None:
+    """Replace a model's linear layers by ones that hold `dtype`, in place; all else becomes float32."""
+    if dtype == torch.int8:
+        by_row = {torch.nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}
+        with warnings.catch_warnings():  # torch.ao is deprecated; its successor is a package of its own
+            warnings.simplefilter("ignore")
+            torch.ao.quantization.quantize_dynamic(model, by_row, inplace=True)
+    elif torch.backends.mkldnn.is_available():
+        for module in list(model.modules()):
+            for name, child in module.named_children():
+                if isinstance(child, torch.nn.Linear):
+                    setattr(module, name, PackedLinear(child, dtype))
+    model.float()
+
+
+def fitting_tokens(config: Any, free_bytes: int, n_prefix: int, head_rows: int) -> int:
+    """Return how many new tokens a pass may read on a GPU with `free_bytes` beside bfloat16 weights.
+
+    Four fifths of the memory hold the keys and values of the kept prefixes, the logits of `head_rows` rows, and
+    per token the larger of what a layer's MLP and its attention to `n_prefix` tokens hold at once. At most
+    8,192, beyond which products get no faster. `config` is the model's.
+
+    Raises UserError if not even 64 tokens fit.
+    """
+    bf16, fp32 = 2, 4
+    heads, key_heads = config.num_attention_heads, config.num_key_value_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // heads
+    kept = (KEPT_TOKENS + n_prefix) * 2 * config.num_hidden_layers * key_heads * size * bf16
+    logits = head_rows * config.vocab_size * (bf16 + 2 * fp32)
+    # Gate, up, the activated gate, their product; or q, k, v before and after rotation and laid out in lines.
+    mlp = 4 * config.intermediate_size * bf16
+    attention = 3 * (heads + 2 * key_heads) * size * bf16 + heads * n_prefix * (2 * bf16 + fp32)
+    token = 2 * config.hidden_size * bf16 + max(mlp, attention)
+    fitting = int((0.8 * free_bytes - kept - logits) // token)
+    if fitting < 64:
+        raise UserError(
+            f"{free_bytes / 2**30:.1f} GiB beside the weights are too few for a prompt of {n_prefix} tokens; "
+            "take a larger card, a shorter history or a smaller model"
+        )
+    return min(fitting, 8192)
+
+
+def _attend(
+    module: torch.nn.Module,
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attention_mask: torch.Tensor | None,
+    scaling: float,
+    one_pass: Pass | None = None,
+    **rest: Any,
+) -> tuple[torch.Tensor, None]:
+    """Attend from the tokens of a pass to its past and, within each line, to what is before them.
+
+    `query` is (1, heads, tokens, head size); returns (1, tokens, heads, head size). Without a pass, e.g. in
+    `generate`, it is transformers' own attention.
+    """
+    if one_pass is None:
+        return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
+    if rest.get("sliding_window"):
+        raise UserError("this model attends to a sliding window; the shared-prefix attention does not")
+    place, back = one_pass.place, one_pass.back
+    past = one_pass.past and one_pass.past[module.layer_idx]
+    if len(place) == 1:
+        if past:
+            key, value = (torch.cat([a[None], b], 2) for a, b in zip(past, (key, value), strict=True))
+        one_pass.whole.append((key[0], value[0]))
+        made = torch.nn.functional.scaled_dot_product_attention(
+            query,
+            key,
+            value,
+            causal_lower_right(query.shape[2], key.shape[2]),
+            scale=scaling,
+            enable_gqa=True,
+        )
+        return made.transpose(1, 2), None
+    grouped = query[0].unflatten(0, (len(key[0]), -1))  # by key head
+    after = torch.ones(place.shape[1], place.shape[1], dtype=torch.bool, device=place.device).triu(1)
+    near, near_sum = _softmax_product(
+        grouped[:, :, place], key[0][:, None, place], value[0][:, None, place], scaling, after
+    )
+    near, near_sum = near.flatten(2, 3)[:, :, back], near_sum.flatten(2, 3)[:, :, back]
+    far, far_sum = _softmax_product(grouped.flatten(1, 2), *past, scaling)
+    far, far_sum = far.view_as(near), far_sum.view_as(near_sum)
+    made = near + (far - near) * torch.sigmoid(far_sum - near_sum).to(near.dtype)
+    return made.flatten(0, 1).transpose(0, 1)[None], None
+
+
+def _softmax_product(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    scaling: float,
+    unseen: torch.Tensor | None = None,
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Return softmax(query key^T scaling) value, and the logarithm of the softmax's sum, (..., 1)."""
+    scores = (query @ key.transpose(-1, -2)).float() * scaling
+    if unseen is not None:
+        scores = scores.masked_fill_(unseen, -torch.inf)
+    log_sum = scores.logsumexp(-1, keepdim=True)
+    return scores.sub_(log_sum).exp_().to(value.dtype) @ value, log_sum
+
+
+AttentionInterface.register(ATTENTION, _attend)
+
+
+def _trie(lines: Sequence[Sequence[int]]) -> tuple[list[int], list[int], list[list[int]]]:
+    """Return the tokens and depths of the lines' trie, and each line's way through it.
+
+    >>> _trie([[5, 6], [5, 7], [6]])
+    ([5, 6, 7, 6], [0, 1, 1, 0], [[0, 1], [0, 2], [3]])
+    """
+    tokens, depths, paths = [], [], []
+    nodes: dict[tuple[int, int], int] = {}
+    for line in lines:
+        path, at = [], -1
+        for depth, token in enumerate(line):
+            at = nodes.setdefault((at, token), len(tokens))
+            if at == len(tokens):
+                tokens.append(token)
+                depths.append(depth)
+            path.append(at)
+        paths.append(path)
+    return tokens, depths, paths
+
+
+def _chunks(lines: Sequence[Sequence[int]], budget: int) -> list[list[int]]:
+    """Cut the lines, in the order of their tokens, into runs of at most `budget` tokens; none is empty.
+
+    >>> _chunks([[2, 1], [1, 1, 1], [2, 1, 3]], budget=5)
+    [[1, 0], [2]]
+    """
+    chunks: list[list[int]] = []
+    room = 0
+    for row in sorted(range(len(lines)), key=lines.__getitem__):
+        if not chunks or len(lines[row]) > room:
             chunks.append([])
             room = budget
         chunks[-1].append(row)
-        room -= size
+        room -= len(lines[row])
     return chunks
+
+
+def _n_common(a: list[int], b: list[int]) -> int:
+    """Return how many ids two lists have in common from their beginning."""
+    return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
+
+
+def load_model(model_path: str | Path, adapter: str | Path | None, dtype: torch.dtype) -> torch.nn.Module:
+    """Return the model with its weights in `dtype`, an adapter merged into them.
+
+    Raises UserError if the folder is not a model or the adapter does not fit it.
+    """
+    try:
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation=ATTENTION)
+    except (OSError, ValueError) as error:
+        raise UserError(
+            f"cannot load the model {model_path}: {_first_line(error)}; give a model folder "
+            "(scripts/get_model.py makes one) or a hub id"
+        ) from error
+    return model if adapter is None else _with_adapter(model, adapter)
 
 
 def _with_adapter(model: torch.nn.Module, adapter: str | Path) -> torch.nn.Module:

@@ -70,7 +70,8 @@ class Request:
     per_token: bool = False
     language: str = "en"
     engine: str = "hf"
-    token_budget: int = 1024
+    token_budget: int | None = None  # None: what suits the machine
+    dtype: str | None = None  # of the weights: float32, bfloat16, int8; None: float32, on a GPU bfloat16
 
     def __post_init__(self) -> None:
         """Write the format's own history length down, so that the request tells it."""
@@ -137,8 +138,9 @@ class Work:
 
     @cached_property
     def rows(self) -> np.ndarray:
-        """The rows of `whole` that are scored: int, ascending."""
-        return protocols.limit(len(self.whole), self.request.limit, self.request.seed)
+        """The rows of `whole` that are scored, int; a reader's follow each other: the history is read once."""
+        rows = protocols.limit(len(self.whole), self.request.limit, self.request.seed)
+        return rows[np.argsort(self.whole.history[rows], kind="stable")]
 
     @cached_property
     def scorer(self) -> tuple[Callable[[Impressions], list[Scored]], Engine]:
@@ -155,6 +157,7 @@ class Work:
     def __call__(self, rows: Iterable[int]) -> pa.Table:
         """Return the predictions of some rows of `whole`; the table's metadata says what they cost."""
         score, engine = self.scorer
+        engine.forget()  # what other parts left behind would change the last digits
         begin, tokens, tables = time.perf_counter(), engine.tokens_read, []
         # Only the tutorial's prompt shows labels, those of the target's siblings.
         is_shown = self.request.format == LikesDislikes.name
@@ -223,9 +226,9 @@ def predict(
     tables = [pq.read_table(parts / f"{b:05d}.parquet") for b in range(len(blocks))]
     costs = [json.loads(table.schema.metadata[b"cost"]) for table in tables]
     seconds, tokens = (sum(cost[key] for cost in costs) for key in ("seconds", "tokens"))
-    predictions.write_predictions(
-        out / "predictions.parquet", pa.concat_tables([t.replace_schema_metadata() for t in tables])
-    )
+    table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
+    in_order = table.sort_by([("case_id", "ascending"), ("position", "ascending")])
+    predictions.write_predictions(out / "predictions.parquet", in_order)
     write_json(
         out / "manifest.json",
         {
@@ -370,10 +373,13 @@ def _make_engine(request: Request, **how: Any) -> Engine:
     if request.engine == "vllm":
         from mindlab.llm.vllm import VllmEngine
 
-        return VllmEngine(request.model, request.adapter, request.cutoff_len, **how)
+        return VllmEngine(request.model, request.adapter, request.cutoff_len, dtype=request.dtype, **how)
+    import torch
+
     from mindlab.llm.hf import HFEngine
 
-    return HFEngine(request.model, request.adapter, request.token_budget, **how)
+    dtype = getattr(torch, request.dtype) if request.dtype else None
+    return HFEngine(request.model, request.adapter, request.token_budget, dtype, **how)
 
 
 def _as_table(split: str, impression: Impressions, mind: Mind, found: Scored, case: int) -> pa.Table:

@@ -26,6 +26,18 @@ def answer_frame(chat: ChatTemplate, system: str, user: str) -> tuple[list[int],
     return around[:n_head], len(around) - n_head - 1
 
 
+def n_shared(prompts: Sequence[list[int]]) -> int:
+    """Return how many ids all prompts begin with in common; at least the last id of each is not counted.
+
+    >>> n_shared([[1, 2, 3], [1, 2, 4, 5]]), n_shared([[1, 2], [1, 2, 3]]), n_shared([[1, 2]])
+    (2, 1, 1)
+    """
+    shortest = min(map(len, prompts)) - 1
+    first = np.array([p[:shortest] for p in prompts])
+    same = (first == first[0]).all(axis=0)
+    return shortest if same.all() else int(np.argmin(same))
+
+
 class Gain:
     """How much likelier lines are after one prefix than after `nothing`, the prefix without history.
 
@@ -47,15 +59,21 @@ class Gain:
         That is log P(line | prefix) - log P(line | nothing), both by token if asked; 0 after `nothing` itself.
         """
         with_history = [ask for ask in asks if ask[0] != self.nothing]
-        asked = {key: line for _, keys, lines in with_history for key, line in zip(keys, lines, strict=True)}
-        known, groups = set(self._without_history), []
-        for group in (self.expected, asked) if with_history else ():
-            groups.append({key: line for key, line in group.items() if key not in known})
-            known.update(groups[-1])
-        questions = [(self.nothing, list(new.values())) for new in groups if new]
+        if with_history and self.expected:
+            values = self.engine.line_log_probs(self.nothing, list(self.expected.values()))
+            self._without_history.update(zip(self.expected, values.tolist(), strict=True))
+            self.expected = {}
+            self.engine.forget()
+        new = {
+            key: line
+            for _, keys, lines in with_history
+            for key, line in zip(keys, lines, strict=True)
+            if key not in self._without_history
+        }
+        questions = [(self.nothing, list(new.values()))] * bool(new)
         questions += [(prefix, lines) for prefix, _, lines in with_history]
         found = iter(self.engine.bulk_line_log_probs(questions))
-        for new in filter(None, groups):
+        if new:
             self._without_history.update(zip(new, next(found).tolist(), strict=True))
         gains = []
         for prefix, keys, lines in asks:
@@ -97,7 +115,8 @@ class NextClickScorer:
         self._question = chat.prompt_ids(self._system, self._user)
         self._head, self._n_tail = answer_frame(chat, self._system, self._user)
         self._gain = Gain(engine, self._question + self._head, per_token)
-        if len(self._gain.nothing) >= cutoff_len:
+        self.nothing = self._gain.nothing  # the ids before a line for a reader without history
+        if len(self.nothing) >= cutoff_len:
             raise UserError(f"cutoff_len {cutoff_len} does not hold the question alone; give a larger one")
         self._lines: dict[int, list[int]] = {}
 
@@ -219,7 +238,9 @@ class YesNoScorer:
 
     def ask(self, records: Sequence[Record]) -> tuple[list[int], list[list[int]]]:
         """Return the ids of the records' prompts: what all begin with, and what each goes on with."""
-        return _split([self.ids(record) for record in records])
+        prompts = [self.ids(record) for record in records]
+        n = n_shared(prompts)
+        return prompts[0][:n], [p[n:] for p in prompts]
 
     def score(self, records: Sequence[Record]) -> np.ndarray:
         """Return the float64 scores of records that share a beginning, e.g. one impression's candidates."""
@@ -245,18 +266,3 @@ class YesNoScorer:
     def answer(self, record: Record) -> tuple[float, str]:
         """Return `answer_many` of one record."""
         return self.answer_many([record])[0]
-
-
-def _split(prompts: Sequence[list[int]]) -> tuple[list[int], list[list[int]]]:
-    """Return the ids that all prompts begin with, and what each goes on with, at least one id.
-
-    >>> _split([[1, 2, 3], [1, 2, 4, 5]])
-    ([1, 2], [[3], [4, 5]])
-    >>> _split([[1, 2], [1, 2]])
-    ([1], [[2], [2]])
-    """
-    shortest = min(map(len, prompts)) - 1
-    first = np.array([p[:shortest] for p in prompts])
-    same = (first == first[0]).all(axis=0)
-    n_shared = shortest if same.all() else int(np.argmin(same))
-    return prompts[0][:n_shared], [p[n_shared:] for p in prompts]

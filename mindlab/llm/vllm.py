@@ -201,9 +201,9 @@ def merge(model: str | Path, adapter: str | Path, dtype: str, folder: str | Path
     import torch
     from transformers import AutoTokenizer
 
-    from mindlab.llm.hf import HFEngine
+    from mindlab.llm.hf import load_model
 
-    merged = HFEngine(model, adapter, device="cpu", dtype=getattr(torch, dtype)).model
+    merged = load_model(model, adapter, getattr(torch, dtype))
     target.parent.mkdir(parents=True, exist_ok=True)
     with tempfile.TemporaryDirectory(dir=target.parent, prefix=f".{target.name}.") as temporary:
         whole = Path(temporary) / "model"
