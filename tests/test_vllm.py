@@ -320,7 +320,7 @@ def test_an_adapter_is_merged_once_and_scores_as_hfs(sharp, adapter, in_process,
     assert {"config.json", "model.safetensors", "tokenizer.json"} <= {path.name for path in made.iterdir()}
     assert engine._settings["model"] == str(made)
 
-    monkeypatch.setattr("mindlab.llm.hf.HFEngine", None)
+    monkeypatch.setattr("mindlab.llm.hf.load_model", None)
     assert merge(sharp, adapter, "float32", folder) == made
     with pytest.raises(TypeError):  # another dtype, so it is merged anew
         merge(sharp, adapter, "bfloat16", folder)

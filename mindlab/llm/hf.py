@@ -77,7 +77,7 @@ class HFEngine(Engine):
         if on_cpu and dtype == torch.bfloat16 and not _has_bfloat16():
             raise UserError("this processor has no bfloat16 products (AVX-512 or newer); use float32")
         stored = torch.float32 if dtype == torch.int8 else dtype
-        model = load_model(model_path, adapter, stored)
+        model = load_model(model_path, adapter, stored, ATTENTION)
         self.model = model.to(self.device).eval()
         # Both before the linear layers give their parameters away.
         self.n_parameters = sum(p.numel() for p in model.parameters())  # an adapter merged into them
@@ -407,7 +407,7 @@ def load_model(model_path: str | Path, adapter: str | Path | None, dtype: torch.
     Raises UserError if the folder is not a model or the adapter does not fit it.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation=ATTENTION)
+        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation=attention)
     except (OSError, ValueError) as error:
         raise UserError(
             f"cannot load the model {model_path}: {_first_line(error)}; give a model folder "
