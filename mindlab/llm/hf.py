@@ -128,7 +128,7 @@ class HFEngine:
         cache = DynamicCache(config=self.model.config)
         n_prefix = len(prefix)
         before = None
-        for rows in _chunks([len(line) for line in lines], self.token_budget, n_prefix):
+        for rows in chunks([len(line) for line in lines], self.token_budget, n_prefix):
             new = [t for r in rows for t in lines[r]]
             sizes = torch.tensor([len(lines[r]) for r in rows])
             owner = torch.repeat_interleave(torch.arange(len(rows)), sizes)
@@ -172,21 +172,21 @@ class HFEngine:
         return torch.cat(pieces)
 
 
-def _chunks(sizes: list[int], budget: int, n_prefix: int) -> list[list[int]]:
+def chunks(sizes: list[int], budget: int, n_prefix: int) -> list[list[int]]:
     """Cut the lines into runs of at most `budget` tokens, the first run less by the prefix; none is empty.
 
-    >>> _chunks([3, 3, 3, 3], budget=7, n_prefix=4)
+    >>> chunks([3, 3, 3, 3], budget=7, n_prefix=4)
     [[0], [1, 2], [3]]
     """
-    chunks: list[list[int]] = [[]]
+    cut: list[list[int]] = [[]]
     room = budget - n_prefix
     for row, size in enumerate(sizes):
-        if chunks[-1] and size > room:
-            chunks.append([])
+        if cut[-1] and size > room:
+            cut.append([])
             room = budget
-        chunks[-1].append(row)
+        cut[-1].append(row)
         room -= size
-    return chunks
+    return cut
 
 
 def _with_adapter(model: torch.nn.Module, adapter: str | Path) -> torch.nn.Module:

@@ -200,8 +200,13 @@ def _shift(request: Request, mind: Mind) -> float | None:
     return None if share is None else log_odds_shift(share, float(mind.splits["train"].labels.mean()))
 
 
-def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], Scored], Any]:
-    """Return a function that scores one impression (given as a table of one), and the engine behind it."""
+def make_scorer(
+    request: Request, mind: Mind, engine: Any = None
+) -> tuple[Callable[[Impressions], Scored], Any]:
+    """Return a function that scores one impression (given as a table of one), and the engine behind it.
+
+    `engine` stands in for the model, e.g. to count what would be read (`mindlab.token_counts`).
+    """
     from mindlab.alpaca import (
         FORMATS_OF,
         Budget,
@@ -222,7 +227,7 @@ def make_scorer(request: Request, mind: Mind) -> tuple[Callable[[Impressions], S
     if request.engine != "hf":
         raise UserError(f"engine {request.engine!r}: expected hf")
     chat = ChatTemplate.load(request.model, request.template)
-    engine = HFEngine(request.model, request.adapter, request.token_budget)
+    engine = engine or HFEngine(request.model, request.adapter, request.token_budget)
     titles = neutral_titles(mind.news)
     form = FORMATS[request.format](request.language)
 
