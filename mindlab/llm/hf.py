@@ -401,7 +401,9 @@ def _n_common(a: list[int], b: list[int]) -> int:
     return next((i for i, (x, y) in enumerate(zip(a, b, strict=False)) if x != y), min(len(a), len(b)))
 
 
-def load_model(model_path: str | Path, adapter: str | Path | None, dtype: torch.dtype) -> torch.nn.Module:
+def load_model(
+    model_path: str | Path, adapter: str | Path | None, dtype: torch.dtype, attention: str = "sdpa"
+) -> torch.nn.Module:
     """Return the model with its weights in `dtype`, an adapter merged into them.
 
     Raises UserError if the folder is not a model or the adapter does not fit it.

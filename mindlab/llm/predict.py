@@ -292,11 +292,12 @@ def _shift(request: Request, mind: Mind) -> float | None:
 
 
 def make_scorer(
-    request: Request, mind: Mind, candidates: Sequence[int] = (), **how: Any
+    request: Request, mind: Mind, candidates: Sequence[int] = (), engine: Engine | None = None, **how: Any
 ) -> tuple[Callable[[Impressions], list[Scored]], Engine]:
     """Return a function that scores each impression of a table, and the engine behind it, made with `how`.
 
     With `candidates`, the news of all impressions to come, a score depends on nothing that was scored before.
+    `engine` stands in for the model, e.g. to count what would be read (`mindlab.token_counts`).
     """
     from mindlab.alpaca import (
         FORMATS_OF,
@@ -315,7 +316,7 @@ def make_scorer(
     if request.engine not in ENGINES:
         raise UserError(f"engine {request.engine!r}: expected {' or '.join(ENGINES)}")
     chat = ChatTemplate.load(request.model, request.template)
-    engine = _make_engine(request, **how)
+    engine = engine or _make_engine(request, **how)
     titles = neutral_titles(mind.news)
     form = FORMATS[request.format](request.language)
 
