@@ -8,11 +8,13 @@ import argparse
 import logging
 import os
 import pickle
+import socket
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
 from typing import TYPE_CHECKING, Any, TypeVar
+from urllib.parse import urlsplit
 
 import pyarrow as pa
 
@@ -157,6 +159,8 @@ def connect(address: str = LOCAL) -> None:
     # Ray would report its use to its makers, and call every pool of restartable actors an error.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
     os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
+    if address != LOCAL:  # it would knock for a quarter of an hour where a cluster was
+        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
     try:
         import ray
         from ray.data import DataContext
@@ -165,8 +169,11 @@ def connect(address: str = LOCAL) -> None:
     if not ray.is_initialized():
         own = {"include_dashboard": False} if address == LOCAL else {}
         try:
+            if ":" in address:  # told at once where nobody listens
+                parts = urlsplit(address if "://" in address else f"ray://{address}")
+                socket.create_connection((parts.hostname, parts.port), timeout=10).close()
             ray.init(address, logging_level="ERROR", log_to_driver=False, **own)
-        except (ConnectionError, ValueError, RuntimeError) as error:
+        except (OSError, ValueError, RuntimeError) as error:  # a ConnectionError is an OSError
             raise UserError(
                 f"--address {address}: no Ray cluster ({' '.join(str(error).split())[:200]}); start one with "
                 "`ray start --head`, or take --address local"

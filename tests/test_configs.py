@@ -128,6 +128,40 @@ def test_headers_say_how_to_run_and_what_it_takes():
         assert path.relative_to(ROOT / "configs").as_posix() in (ROOT / "configs/README.md").read_text()
 
 
+def test_the_deepspeed_files_are_the_two_stages():
+    files = sorted((ROOT / "configs").rglob("*.json"))
+    assert [path.relative_to(ROOT / "configs").as_posix() for path in files] == [
+        "deepspeed/zero2.json",
+        "deepspeed/zero3.json",
+    ]
+    for path, stage in zip(files, (2, 3), strict=True):
+        settings = json.loads(path.read_text(encoding="ascii"))
+        assert settings["zero_optimization"]["stage"] == stage
+        # The YAML decides these; a number here would contradict it, or be taken for it without a word.
+        for name in ("train_batch_size", "train_micro_batch_size_per_gpu", "gradient_accumulation_steps"):
+            assert settings[name] == "auto"
+        assert settings["bf16"] == settings["fp16"] == {"enabled": "auto"}
+        name = path.relative_to(ROOT).as_posix()
+        factory.validate(ROOT / "configs/train/glm4_9b_chat_lora_sft.yaml", {"deepspeed": name}, ROOT)
+        assert path.relative_to(ROOT / "configs").as_posix() in (ROOT / "configs/README.md").read_text()
+
+
+def test_every_deepspeed_key_is_one():
+    """DeepSpeed itself drops a misspelt key at the top level without a word."""
+    pytest.importorskip(
+        "deepspeed", reason="DeepSpeed is not installed: pip install -r requirements-dist.txt"
+    )
+    from deepspeed.runtime import constants
+    from deepspeed.runtime.zero.config import DeepSpeedZeroConfig
+
+    known = {value for value in vars(constants).values() if isinstance(value, str)} | {"bf16", "fp16"}
+    for path in (ROOT / "configs/deepspeed").glob("*.json"):
+        settings = json.loads(path.read_text(encoding="ascii"))
+        assert set(settings) - {"zero_optimization"} <= known
+        names = {field.alias or name for name, field in DeepSpeedZeroConfig.model_fields.items()}
+        assert set(settings["zero_optimization"]) <= names | set(DeepSpeedZeroConfig.model_fields)
+
+
 def test_dataset_info_maps_every_column():
     info = json.loads((ROOT / "data/dataset_info.json").read_text(encoding="ascii"))
     assert list(info)[:2] == ["mind", "mind_test"]

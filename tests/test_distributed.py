@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import pickle
+import socket
 from functools import partial
 
 import pyarrow as pa
@@ -215,3 +216,14 @@ def test_a_cluster_that_is_not_there_is_told_in_one_line(monkeypatch):
     with pytest.raises(UserError, match=r"--address auto: no Ray cluster \(Could not find") as caught:
         distributed.connect("auto")
     assert "\n" not in str(caught.value)
+
+
+def test_an_address_where_nobody_listens_is_told_soon(monkeypatch):
+    monkeypatch.setattr(ray, "is_initialized", lambda: False)
+    monkeypatch.setattr(ray, "init", lambda *_, **__: pytest.fail("Ray would knock for many minutes"))
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))  # a port that nobody else takes, and nobody listens on
+        port = taken.getsockname()[1]
+        for address in (f"127.0.0.1:{port}", f"ray://127.0.0.1:{port}", "127.0.0.1:none"):
+            with pytest.raises(UserError, match=f"--address {address}: no Ray cluster"):
+                distributed.connect(address)

@@ -22,7 +22,7 @@ from tests.conftest import ROOT
 
 DOCS = (
     *("README.md", "README_zh.md", "data/README.md", "configs/README.md"),
-    *("docs/leaderboard.md", "docs/performance.md", "docs/planning.md"),
+    *("docs/distributed.md", "docs/leaderboard.md", "docs/performance.md", "docs/planning.md"),
     *("docs/recipe.md", "docs/teaching.md", "docs/troubleshooting.md"),
 )
 SHELL = re.compile(r"^(?:python |llamafactory-cli |pytest |make )")
