@@ -9,7 +9,7 @@ measure: the script says so and ends well, and leaves the results of an earlier 
 
 Examples:
   python benchmarks/vllm_scoring.py
-  python benchmarks/vllm_scoring.py --impressions 8 --try-on 3 --block-sizes 16,128
+  python benchmarks/vllm_scoring.py --impressions 8 --try-on 3 --block-sizes 32,128
   python benchmarks/vllm_scoring.py --dtype bfloat16 --formats pointwise
 """
 
@@ -61,6 +61,8 @@ class Prompts:
 
     def score(self, engine: Engine, n: int | None = None) -> tuple[list[np.ndarray], float]:
         """Return the scores of the first `n` impressions, and the seconds."""
+        if isinstance(engine, VllmEngine):
+            engine.forget()  # or it would remember the prompts of the last round
         begin = time.perf_counter()
         if self.answers:
             found = [x[:, 0] - x[:, 1] for x in engine.bulk_last_logits(self.asks[:n], self.answers)]
@@ -117,7 +119,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--formats", default="pointwise,next_click")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--block-sizes", default="16,32,64,128", help="to choose from; 0 is vLLM's own")
+    parser.add_argument("--block-sizes", default="32,64,128", help="to choose from; on a CPU multiples of 32")
     parser.add_argument("--try-on", type=int, default=6, help="impressions to choose the block size on")
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model (slower to start)")
     parser.add_argument("--serve-python", default=SERVE_PYTHON)

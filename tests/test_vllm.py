@@ -198,12 +198,19 @@ def test_more_first_tokens_than_vllm_takes_at_once(sharp):
 
 def test_tokens_read_leaves_out_what_the_cache_held(sharp):
     worker = Worker(StandIn(sharp, 4096, 4), SamplingParams)
-    prefix = list(range(8))
-    worker.last_log_probs([(prefix, [[20, 21, 22], [23, 24]])], [1, 2])
-    assert worker.tokens_read == (8 + 3) + 2
-    worker.line_log_probs([(prefix, [[20, 21, 22], [23, 24]])])
-    # The prefix but its last token alone, 8; then each line but its last token behind the cached 8.
-    assert worker.tokens_read == 13 + 8 + (2 + 1)
+    asks = [(list(range(8)), [[20, 21, 22], [23, 24]])]
+
+    def read(question, *words):
+        before = worker.tokens_read
+        question(*words)
+        return worker.tokens_read - before
+
+    assert read(worker.last_log_probs, asks, [1, 2]) == (8 + 3) + 2
+    assert read(worker.last_log_probs, asks, [1, 2]) == 3 + 2
+    worker.forget()
+    assert read(worker.last_log_probs, asks, [1, 2]) == (8 + 3) + 2
+    # The prefix alone, then each line but its last token.
+    assert read(worker.line_log_probs, asks) == 8 + 2 + 1
 
 
 def test_answers_equal_hfs(sharp, in_process):
@@ -462,7 +469,7 @@ def test_the_script_tells_how_to_get_vllm(request_of, data, sharp, tmp_path, mon
     "MINDLAB_SERVE_PYTHON" not in os.environ,
     reason="MINDLAB_SERVE_PYTHON is not set to the Python of an environment made of requirements-serve.txt",
 )
-@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize("block_size", [32, 128])
 def test_vllm_itself_scores_as_hf(smollm2, block_size):
     ours = HFEngine(smollm2)
     engine = VllmEngine(smollm2, serve_python=vllm.SERVE_PYTHON, block_size=block_size, enforce_eager=True)
