@@ -22,6 +22,8 @@ bench: .venv/ready
 	$(BIN)/python -m benchmarks.metrics --impressions 10000
 	$(BIN)/python -m benchmarks.growth --rounds 1
 	$(BIN)/python -m benchmarks.scoring
+	$(BIN)/python -m benchmarks.vllm_scoring
+	$(BIN)/python -m benchmarks.training
 	$(BIN)/python -m benchmarks.document
 
 style: .venv/ready

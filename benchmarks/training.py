@@ -12,8 +12,8 @@ the model (scripts/get_model.py). What is finished in --out is not run again: de
 The committed results are those of the second command.
 
 Examples:
-  python benchmarks/training.py
-  python benchmarks/training.py --updates 4 --rounds 3 --ladder
+  python -m benchmarks.training
+  python -m benchmarks.training --updates 4 --rounds 3 --ladder
 """
 
 import argparse
@@ -30,8 +30,7 @@ from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-import common
-
+from benchmarks import common
 from mindlab import cli, factory
 from mindlab.alpaca import BuildOptions, build, is_built
 from mindlab.chat import ChatTemplate, quiet_factory, record_prompt
@@ -380,7 +379,7 @@ JOBS = {"train": train, "profile": profile}
 
 def do(job: str, run: Run) -> dict[str, Any]:
     """Do a job in a process of its own, with memory of its own."""
-    return common.in_process(__file__, "--job", json.dumps([job, asdict(run)]))
+    return common.in_process("training", "--job", json.dumps([job, asdict(run)]))
 
 
 def read_model_config() -> dict[str, Any]:

@@ -8,9 +8,9 @@ vLLM has an environment of its own (requirements-serve.txt says how to make it).
 measure: the script says so and ends well, and leaves the results of an earlier run as they are.
 
 Examples:
-  python benchmarks/vllm_scoring.py
-  python benchmarks/vllm_scoring.py --impressions 8 --try-on 3 --block-sizes 32,128
-  python benchmarks/vllm_scoring.py --dtype bfloat16 --formats pointwise
+  python -m benchmarks.vllm_scoring
+  python -m benchmarks.vllm_scoring --impressions 8 --try-on 3 --block-sizes 32,128
+  python -m benchmarks.vllm_scoring --dtype bfloat16 --formats pointwise
 """
 
 import shutil
@@ -19,11 +19,11 @@ import time
 from collections.abc import Sequence
 from typing import Any
 
-import common
 import numpy as np
 import torch
 from scipy.stats import spearmanr
 
+from benchmarks import common
 from mindlab import cli
 from mindlab.chat import ChatTemplate
 from mindlab.errors import UserError

@@ -2,21 +2,16 @@
 
 import itertools
 import json
-import sys
 from dataclasses import replace
 from pathlib import Path
 
 import pytest
 
+from benchmarks import training
 from mindlab import factory
 from mindlab.errors import UserError
 
 ROOT = Path(__file__).resolve().parent.parent
-sys.path.append(str(ROOT / "benchmarks"))  # they import each other as scripts do
-
-# benchmarks/training.py
-
-import training  # noqa: E402
 
 
 def settings_of(name: str, n_records: int = 32, updates: int = 2) -> dict:
