@@ -80,7 +80,7 @@ def targets() -> str:
 def machines() -> str:
     """Return what each benchmark was run on."""
     lines = []
-    for name in (*ORDER, "growth"):
+    for name in (*ORDER, "scoring_options", "growth"):
         if found := results(name).get("machine"):
             lines.append(
                 [
@@ -169,11 +169,118 @@ def large() -> str:
     return f"{text}\n\n{table(head, lines)}"
 
 
+def scoring() -> str:
+    """Return how much of the machine the scoring engine uses, and what takes the rest."""
+    found = results("scoring").get("utilisation", {})
+    if not found:
+        return "Not yet run: `python -m benchmarks.scoring`."
+    lines = [
+        [
+            f"`{form}`",
+            f"{used['tokens_per_pass']}",
+            f"{used['achieved_gflops']:,.0f}",
+            f"{used['packed_gflops']:,.0f}",
+            f"{used['mkl_gflops']:,.0f}",
+            f"{used['share_of_packed_rate']:.0%}",
+        ]
+        for form, used in found.items()
+    ]
+    head = [
+        "format",
+        "tokens a pass",
+        "GFLOP/s reached",
+        "the products alone",
+        "the same by torch.nn.Linear",
+        "share",
+    ]
+    return (
+        f"{table(head, lines)}\n\n{profile({form: used['profile_percent'] for form, used in found.items()})}"
+    )
+
+
+def profile(columns: dict[str, dict[str, float]]) -> str:
+    """Return percent of the time by what takes it, one column for each thing profiled."""
+    groups = list(dict.fromkeys(group for column in columns.values() for group in column))
+    lines = [
+        [group, *(f"{column[group]:.1f}" if group in column else "" for column in columns.values())]
+        for group in groups
+    ]
+    return table(["percent of the time", *(f"`{name}`" for name in columns)], lines)
+
+
+def options() -> str:
+    """Return what the scoring engine's options bring, and at which price."""
+    rows = [Row(**found) for found in results("scoring_options").get("rows", [])]
+    if not rows:
+        return "Not yet run: `python -m benchmarks.scoring --options`."
+    lines = [
+        [
+            row.what,
+            row.size,
+            row.other,
+            row.ours,
+            row.theirs,
+            f"{row.ratio:g} ({row.low:g} to {row.high:g})",
+            row.note,
+        ]
+        for row in rows
+    ]
+    return table(["what", "size", "against", "with it", "without", "times faster", "note"], lines)
+
+
+def vllm() -> str:
+    """Return vLLM's candidates a second at every block size that was tried."""
+    found = results("vllm")
+    if not found:
+        return "Not yet run: `python -m benchmarks.vllm_scoring` (needs the environment of requirements-serve.txt)."
+    tried = {form: entry["candidates_per_second_by_block_size"] for form, entry in found["formats"].items()}
+    sizes = list(dict.fromkeys(size for entry in tried.values() for size in entry))
+    lines = [
+        [f"`{form}`", *(f"{entry[size]:.1f}" if size in entry else "" for size in sizes)]
+        for form, entry in tried.items()
+    ]
+    start = ", ".join(f"{seconds:.0f} s" for seconds in found["startup_seconds"].values())
+    return (
+        f"{table(['vLLM, candidates/s', *(f'block {size}' for size in sizes)], lines)}\n\n"
+        f"{found['dtype']} on both sides, {found['threads']} threads; vLLM's starts took {start}."
+    )
+
+
+def training() -> str:
+    """Return each setting's part in the speed of training, and what eats the time."""
+    found = results("training")
+    if not found:
+        return "Not yet run: `python -m benchmarks.training`."
+    lines = [
+        [
+            name,
+            used["dtype"],
+            f"{used['achieved'] / 1e9:,.0f}",
+            f"{used['product'] / 1e9:,.0f}",
+            f"{used['share']:.0%}",
+        ]
+        for name, used in found["utilisation"].items()
+    ]
+    text = table(["side", "precision", "GFLOP/s reached", "a product alone", "share"], lines)
+    if ladder := found.get("ladder"):
+        share = ladder["share_of_gain"]
+        lines = [
+            [name, f"{rate:.0f}", f"{share[name]:.0%}" if name in share else ""]
+            for name, rate in ladder["tokens_a_second"].items()
+        ]
+        text += f"\n\n{table(['side', 'real tokens/s', 'share of the gain'], lines)}"
+    return text
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "targets": targets,
     "machines": machines,
     "growth": growth,
     "large": large,
+    "scoring": scoring,
+    "scoring_options": options,
+    "vllm": vllm,
+    "training": training,
 }
 
 
