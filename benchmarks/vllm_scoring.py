@@ -9,7 +9,7 @@ measure: the script says so and ends well, and leaves the results of an earlier 
 
 Examples:
   python benchmarks/vllm_scoring.py
-  python benchmarks/vllm_scoring.py --impressions 8 --try-on 3 --block-sizes 16,128
+  python benchmarks/vllm_scoring.py --impressions 8 --try-on 3 --block-sizes 32,128
   python benchmarks/vllm_scoring.py --dtype bfloat16 --formats pointwise
 """
 
@@ -117,7 +117,7 @@ def main() -> int:
     parser.add_argument("--rounds", type=int, default=1)
     parser.add_argument("--formats", default="pointwise,next_click")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--block-sizes", default="16,32,64,128", help="to choose from; 0 is vLLM's own")
+    parser.add_argument("--block-sizes", default="32,64,128", help="to choose from; on a CPU multiples of 32")
     parser.add_argument("--try-on", type=int, default=6, help="impressions to choose the block size on")
     parser.add_argument("--compile", action="store_true", help="let vLLM compile the model (slower to start)")
     parser.add_argument("--serve-python", default=SERVE_PYTHON)

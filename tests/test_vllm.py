@@ -462,7 +462,7 @@ def test_the_script_tells_how_to_get_vllm(request_of, data, sharp, tmp_path, mon
     "MINDLAB_SERVE_PYTHON" not in os.environ,
     reason="MINDLAB_SERVE_PYTHON is not set to the Python of an environment made of requirements-serve.txt",
 )
-@pytest.mark.parametrize("block_size", [16, 128])
+@pytest.mark.parametrize("block_size", [32, 128])
 def test_vllm_itself_scores_as_hf(smollm2, block_size):
     ours = HFEngine(smollm2)
     engine = VllmEngine(smollm2, serve_python=vllm.SERVE_PYTHON, block_size=block_size, enforce_eager=True)
