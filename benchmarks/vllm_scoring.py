@@ -61,6 +61,8 @@ class Prompts:
 
     def score(self, engine: Engine, n: int | None = None) -> tuple[list[np.ndarray], float]:
         """Return the scores of the first `n` impressions, and the seconds."""
+        if isinstance(engine, VllmEngine):
+            engine.forget()  # or it would remember the prompts of the last round
         begin = time.perf_counter()
         if self.answers:
             found = [x[:, 0] - x[:, 1] for x in engine.bulk_last_logits(self.asks[:n], self.answers)]

@@ -198,12 +198,19 @@ def test_more_first_tokens_than_vllm_takes_at_once(sharp):
 
 def test_tokens_read_leaves_out_what_the_cache_held(sharp):
     worker = Worker(StandIn(sharp, 4096, 4), SamplingParams)
-    prefix = list(range(8))
-    worker.last_log_probs([(prefix, [[20, 21, 22], [23, 24]])], [1, 2])
-    assert worker.tokens_read == (8 + 3) + 2
-    worker.line_log_probs([(prefix, [[20, 21, 22], [23, 24]])])
-    # The prefix but its last token alone, 8; then each line but its last token behind the cached 8.
-    assert worker.tokens_read == 13 + 8 + (2 + 1)
+    asks = [(list(range(8)), [[20, 21, 22], [23, 24]])]
+
+    def read(question, *words):
+        before = worker.tokens_read
+        question(*words)
+        return worker.tokens_read - before
+
+    assert read(worker.last_log_probs, asks, [1, 2]) == (8 + 3) + 2
+    assert read(worker.last_log_probs, asks, [1, 2]) == 3 + 2
+    worker.forget()
+    assert read(worker.last_log_probs, asks, [1, 2]) == (8 + 3) + 2
+    # The prefix alone, then each line but its last token.
+    assert read(worker.line_log_probs, asks) == 8 + 2 + 1
 
 
 def test_answers_equal_hfs(sharp, in_process):

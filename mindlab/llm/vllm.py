@@ -122,6 +122,10 @@ class VllmEngine(Engine):
         found = self._ask("answers", **question, max_tokens=MAX_NEW_TOKENS)
         return [(np.array(values), ids) for values, ids in found]
 
+    def forget(self) -> None:
+        """Empty vLLM's prefix cache, which keeps what was read before: for measurements."""
+        self._ask("forget")
+
     def peak_mb(self) -> float:
         """Return the peak of this process and the worker's, summed, in MiB."""
         return peak_memory_mb() + self.worker_peak_mb

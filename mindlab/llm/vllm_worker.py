@@ -28,6 +28,10 @@ class Worker:
         self.sampling_params = sampling_params
         self.tokens_read = 0  # without those that the prefix cache held
 
+    def forget(self) -> None:
+        """Empty the prefix cache."""
+        self.llm.reset_prefix_cache()
+
     def last_log_probs(self, asks: Sequence[Ask], tokens: list[int]) -> list[list[list[float]]]:
         """Return log P(token) after prefix + line, by ask, line and token."""
         prompts = [[*prefix, *line] for prefix, lines in asks for line in lines]
@@ -42,7 +46,7 @@ class Worker:
         here, so the cache is left on. Where it held the beginning of a line too, what is lost is asked for
         token by token.
         """
-        self.llm.reset_prefix_cache()  # what an earlier call left there would only be lost
+        self.forget()  # what an earlier call left there would only be lost
         jobs = [(tuple(prefix), tuple(line)) for prefix, lines in asks for line in lines]
         known: Known = {}
         # Prefixes first and without logits of their tokens, which each line after them would make again.
