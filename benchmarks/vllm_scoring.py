@@ -23,8 +23,9 @@ import numpy as np
 import torch
 from scipy.stats import spearmanr
 
-from benchmarks import common
+from benchmarks.common import row, write
 from mindlab import cli
+from mindlab.alpaca import neutral_titles
 from mindlab.chat import ChatTemplate
 from mindlab.errors import UserError
 from mindlab.llm.engine import Engine
@@ -61,8 +62,7 @@ class Prompts:
 
     def score(self, engine: Engine, n: int | None = None) -> tuple[list[np.ndarray], float]:
         """Return the scores of the first `n` impressions, and the seconds."""
-        if isinstance(engine, VllmEngine):
-            engine.forget()  # or it would remember the prompts of the last round
+        engine.forget()  # or it would remember the prompts of the last round
         begin = time.perf_counter()
         if self.answers:
             found = [x[:, 0] - x[:, 1] for x in engine.bulk_last_logits(self.asks[:n], self.answers)]
@@ -136,7 +136,7 @@ def main() -> int:
     dev = mind.splits["dev"]
     dev = dev.take(limit(len(dev), args.impressions, seed=0))
     chat = ChatTemplate.load(args.model, template_of(args.model))
-    prompts = [Prompts(form, chat, mind.news.title, dev) for form in formats]
+    prompts = [Prompts(form, chat, neutral_titles(mind.news), dev) for form in formats]
     ours = HFEngine(args.model, dtype=getattr(torch, args.dtype))
 
     sizes = [int(size) for size in args.block_sizes.split(",")]
@@ -181,7 +181,7 @@ def main() -> int:
         n = one.count()
         version = theirs.about()["vllm"]["vllm"]
         rows.append(
-            common.row(
+            row(
                 f"score `{one.form}`",
                 f"{args.impressions} impressions, {n:,} candidates",
                 f"vLLM {version}, prefix cache on, block size {best or 'default'}, {args.dtype} on both sides",
@@ -196,7 +196,7 @@ def main() -> int:
             )
         )  # fmt: skip
         details[one.form] = {"candidates_per_second_by_block_size": tried[one.form], "agreement": found}
-    common.write(
+    write(
         args.name, rows, formats=details, startup_seconds=startup, threads=torch.get_num_threads(),
         is_compiled=args.compile, dtype=args.dtype,
     )  # fmt: skip

@@ -123,7 +123,7 @@ class VllmEngine(Engine):
         return [(np.array(values), ids) for values, ids in found]
 
     def forget(self) -> None:
-        """Empty vLLM's prefix cache, which keeps what was read before: for measurements."""
+        """As `Engine`: empty vLLM's prefix cache."""
         self._ask("forget")
 
     def peak_mb(self) -> float:
