@@ -14,6 +14,7 @@ Examples:
 """
 
 import json
+import os
 import subprocess
 import sys
 import time
@@ -176,6 +177,7 @@ def draw(cases: list[Case], n_runs: int, rng: np.random.Generator) -> tuple[list
 
 def compare(args: Namespace) -> None:
     """Measure all sides, the rate of the products and the profile; write results/scoring.json."""
+    load = os.getloadavg()[0]
     cases = Cases(args)
     side = cases.nothing, cases.answers
     ours = Ours(HFEngine(args.model), *side)
@@ -209,7 +211,7 @@ def compare(args: Namespace) -> None:
                 worst[form] = max(worst[form], float(np.abs(found - scores[places]).max()))
             took = ", ".join(f"{name} {rates[form, name][-1]:.1f}" for name in ("ours", *theirs))
             print(f"round {number + 1}, {form}, candidates/s: {took}", file=sys.stderr)
-    usage = {form: utilisation(ours, cases.of(form, rows), form) for form in FORMATS}
+    usage = {form: utilisation(ours, cases.of(form, rows[:4]), form) for form in FORMATS}
     peaks = {
         (form, name): in_process("scoring", *_words(args), "--job", json.dumps([form, name]))
         for form in FORMATS
@@ -234,7 +236,7 @@ def compare(args: Namespace) -> None:
                     f"whole prompts are {whole[form] / tokens[form]:.1f} times the tokens that we read",
                 )
             )
-    write("scoring", table, threads=torch.get_num_threads(), utilisation=usage)
+    write("scoring", table, threads=torch.get_num_threads(), load_before=round(load, 2), utilisation=usage)
 
 
 def utilisation(ours: Ours, asked: list[Case], form: str) -> dict:
@@ -453,7 +455,7 @@ def main() -> None:
     parser.add_argument("--data", default="data/sample")
     parser.add_argument("--model", default="models/smollm2-135m")
     parser.add_argument("--template", default="smollm2")
-    parser.add_argument("--impressions", type=int, default=12, help="of a round (default 12)")
+    parser.add_argument("--impressions", type=int, default=8, help="of a round (default 8)")
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--runs", type=int, default=1, help="runs of 16 candidates for the slower sides")
     parser.add_argument("--options", action="store_true", help="compare the engine's own options")
