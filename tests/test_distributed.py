@@ -97,7 +97,7 @@ def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tin
     # What the cluster goes on with has two cases of a run that was cut off here.
     with pytest.raises(KeyboardInterrupt):
         predict.predict(request, tmp_path / "there", interrupted_after(3))
-    there = predict.predict(request, tmp_path / "there", progress, killed)
+    there = predict.predict(request, tmp_path / "there", progress, run=killed)
     assert (tmp_path / "killed").exists()
     assert seen == [(2, 8)] * 6
     for name in ("predictions.parquet", "request.json"):
@@ -129,6 +129,7 @@ def test_a_request_that_no_worker_can_meet_leaves_nothing_behind(data, tiny_glm,
     assert not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "form"), [("seed", "likes_dislikes"), ("dev", "pointwise")])
 def test_records_are_the_same_bytes_here_and_there(data, tmp_path, monkeypatch, protocol, form):
     monkeypatch.setattr("mindlab.alpaca.RECORDS", 50)
@@ -201,6 +202,7 @@ def test_a_machine_that_lacks_the_code_is_told_in_one_line():
     )
 
 
+@pytest.mark.slow
 def test_a_bug_in_a_worker_keeps_its_traceback():
     with pytest.raises(Exception, match="ZeroDivisionError"):
         list(ray_map(reciprocal, [0], workers=1))

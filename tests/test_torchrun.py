@@ -12,7 +12,7 @@ from tests.tiny_glm import RECORDS
 
 DEEPSPEED = sorted((ROOT / "configs/deepspeed").glob("*.json"))
 
-TOLERANCE = 1e-3  # of a loss: sums in another order, through one step of a large learning rate
+TOLERANCE = 5e-4  # of a loss: sums in another order, through one step of a large learning rate
 
 
 def run(model: Path, folder: Path, name: str, changes: dict[str, object]) -> list[float]:
