@@ -8,7 +8,7 @@ stored activations equal to those of real models. Bytes and seconds throughout, 
 import json
 import math
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ NF4 = (
 ) / 8  # bytes a weight: 4 bits, an 8-bit scale for 64, a float for 256 scales
 LORA_STATE = 4 * FP32  # a trained weight, its gradient and Adam's two moments, all float32 in LLaMA-Factory
 LOSS = BF16 + 3 * FP32  # bytes a logit at the peak: bf16, its float copy, log-softmax and gradient (measured)
+KEPT_TOKENS, HEAD_ROWS = 4096, 1024  # of the scoring engine on a GPU (`mindlab.llm.hf`; held equal by a test)
 DEQUANTISED = NF4 + 2 * BF16  # bytes moved to use a 4-bit weight once: read, written as bf16, read again
 
 
@@ -181,13 +182,15 @@ class Reading:
     """What the scoring engine reads for one impression, on average over a sample of impressions."""
 
     format: str
-    prefix: float  # tokens read once: system, question, history
-    candidate: float  # tokens read for each candidate
+    prefix: float  # tokens of system, question and history that were not kept from an impression before
+    candidate: float  # tokens read for each candidate; what several begin with is read once
     candidates: float  # of an impression
-    pairs: float  # attention pairs: the engine's mask is dense over a forward pass
-    scored: float  # places whose logits over the whole vocabulary are wanted
+    pairs: float  # attention pairs of the prefix
+    candidate_pairs: float  # of each candidate, with the prefix and within its line
+    scored: float  # places whose logits over the whole vocabulary are made
     passes: float = 1.0
     generated: float = 0.0  # forward passes of one token each
+    context: float = 0.0  # tokens of the prefix, read or kept
     sampled: int = 0  # impressions
 
     @property
@@ -195,18 +198,20 @@ class Reading:
         """Tokens put through the model for one impression."""
         return self.prefix + self.candidate * self.candidates
 
+    @property
+    def all_pairs(self) -> float:
+        """Attention pairs of one impression."""
+        return self.pairs + self.candidate_pairs * self.candidates
+
     def with_candidates(self, candidates: float, is_cached: bool = False) -> "Reading":
-        """Return the reading for another number of candidates, or with the prefix's keys and values kept."""
+        """Return the reading for another number of candidates, or with every prefix's keys and values kept.
+
+        A candidate is taken to cost what it does on average here, though fewer share fewer beginnings.
+        """
         if not self.candidate:  # one question an impression, however many candidates
             return self
-        lines = self.candidate * candidates
-        new = lines if is_cached else self.prefix + lines
-        # The spread of list lengths makes the mean of squares larger than the square of the mean.
-        pairs = self.pairs / self.tokens**2 * new * (self.prefix + lines)
-        return Reading(
-            self.format, 0 if is_cached else self.prefix, self.candidate, candidates, pairs,
-            self.scored * candidates / self.candidates, self.passes, self.generated, self.sampled,
-        )  # fmt: skip
+        made = replace(self, candidates=candidates, scored=self.scored * candidates / self.candidates)
+        return replace(made, prefix=0, pairs=0) if is_cached else made
 
 
 def training_memory(arch: Architecture, training: Training, assume: Assumptions) -> dict[str, float]:
@@ -230,18 +235,26 @@ def training_memory(arch: Architecture, training: Training, assume: Assumptions)
 
 
 def scoring_memory(
-    arch: Architecture, assume: Assumptions, tokens: float, scored_rows: int = 1024
+    arch: Architecture,
+    assume: Assumptions,
+    tokens: float,
+    prefix: float,
+    kept: float = KEPT_TOKENS,
+    scored_rows: int = HEAD_ROWS,
 ) -> dict[str, float]:
-    """Return the bytes of scoring with `tokens` in a forward pass, by part, and their "total".
+    """Return the bytes of scoring with `tokens` in a forward pass after a prefix, by part, and their "total".
 
-    Logits are made for `scored_rows` places at a time (`HFEngine`), in bf16 and as a float copy.
+    As `mindlab.llm.hf.fitting_tokens` has it: keys and values of the `kept` tokens of earlier prefixes and of this one; in a layer what
+    its MLP or its attention to the prefix holds, whichever is more; logits in bf16 and twice as a float copy.
     """
-    one_layer = BF16 * (4 * arch.hidden + 4 * arch.ffn) * tokens
+    q, kv = arch.heads * arch.head_size, arch.kv_heads * arch.head_size
+    attention = 3 * (q + 2 * kv) * BF16 + arch.heads * prefix * (2 * BF16 + FP32)
+    layer = 2 * arch.hidden * BF16 + max(4 * arch.ffn * BF16, attention)
     parts = {
         "weights": arch.weight_bytes(),
-        "keys and values": arch.kv_bytes(tokens),
-        "activations of a layer": one_layer + tokens**2 * (1 + BF16),  # the mask, as bool and as bf16
-        "logits": (BF16 + FP32) * arch.vocabulary * min(tokens, scored_rows),
+        "keys and values": arch.kv_bytes(kept + prefix),
+        "activations of a layer": layer * tokens,
+        "logits": (BF16 + 2 * FP32) * arch.vocabulary * scored_rows,
         "overhead": assume.overhead,
     }
     return parts | {"total": sum(parts.values())}
@@ -305,7 +318,7 @@ def scoring_seconds(
     impressions.
     """
     generated = reading.generated * arch.forward_flops(1, reading.tokens, 1)
-    operations = arch.forward_flops(reading.tokens, reading.pairs, reading.scored)
+    operations = arch.forward_flops(reading.tokens, reading.all_pairs, reading.scored)
     rate = gpu.flops * assume.utilisation
     floor = max(arch.layers * assume.launch_score, arch.weight_bytes() / gpu.bandwidth)
     if is_batched:

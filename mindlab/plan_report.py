@@ -33,16 +33,6 @@ TOKEN_BUDGET = 8192  # new tokens in a pass of the engine on a GPU
 BILLION = 1_000_000_000
 BUSY = 0.6  # of its time, a fleet that must serve the hours of most traffic (an assumption)
 SHORT_LIST = 10  # candidates that a cheap first stage leaves
-# Untuned, on data/sample, each by itself on 2 cores; the first gives the rate that predicts the others.
-KEPT = [
-    Path("data/reference_runs") / name
-    for name in (
-        "demo/smollm2-next_click-base",
-        "compare/smollm2-next_click-base",
-        "compare/smollm2-pointwise-base",
-        "recipe-sample/smollm2-next_topic-base",
-    )
-]
 STORED = Path("data/reference_runs/recipe-seed-2/smollm2-next_topic-base/predictions.parquet")
 
 
@@ -92,7 +82,7 @@ def make_plan(
     methods = {"LoRA": replace(training, bits=16), "QLoRA": replace(training, bits=4)}
     packed = replace(methods["LoRA"], is_packed=True)
     memory = {name: training_memory(arch, one, assume) for name, one in methods.items()}
-    memory["scoring"] = scoring_memory(arch, assume, TOKEN_BUDGET)
+    memory["scoring"] = scoring_memory(arch, assume, TOKEN_BUDGET, training.cutoff_len)
 
     def hours(one: Training, records: Records, gpus: int) -> float:
         return training_seconds(arch, one, records, gpu, assume, gpus) / 3600
@@ -128,6 +118,7 @@ def make_plan(
                 "impressions": n_impressions,
                 "tokens": r.tokens,
                 "prefix": r.prefix,
+                "passes": r.passes,
                 "sampled": r.sampled,
                 "seconds": (each := scoring_seconds(arch, r, gpu, assume)),
                 "hours": [each * n_impressions / n / 3600 for n in FLEETS],
@@ -318,9 +309,11 @@ A billion impressions a day is {BILLION / 86400:,.0f} a second, {BILLION / split
 {size.name} every day. With {candidates:.0f} candidates each, `pointwise` reads {BILLION * long.tokens:.1e} tokens: the \
 engine, one impression after the other, would need {gpus(long, False):,.0f} {gpu.name} for {arch.name} \
 ({BUSY:.0%} busy), of whose tokens {1 - long.prefix / long.tokens:.0%} belong to candidates and not to the reader. `next_click` needs \
-{gpus(lists, False):,.0f} and `next_topic`, which reads each topic once, {gpus(short, False):,.0f}; the latter's passes are \
-so short that launching kernels is the limit, and passes filled with several impressions bring it to \
-{gpus(short):,.0f}. Keeping a reader's keys and values takes {arch.kv_bytes(lists.prefix) / 1e6:.1f} MB ({arch.kv_bytes(lists.prefix) * 1e6 / 1e12:.1f} TB \
+{gpus(lists, False):,.0f} and `next_topic`, which reads each topic once, {gpus(short, False):,.0f}. They take \
+{lists.passes:.1f} and {short.passes:.1f} forward passes an impression, one for a prefix that was not kept and one for the candidates, \
+and each lasts at least the launch of its kernels: passes filled with several impressions bring it to \
+{gpus(lists):,.0f} and {gpus(short):,.0f}. Keeping the keys and values of every reader, not of the latest alone, takes \
+{arch.kv_bytes(lists.context) / 1e6:.1f} MB each ({arch.kv_bytes(lists.context) * 1e6 / 1e12:.1f} TB \
 for a million readers) and saves at most the prefix, {lists.prefix / lists.tokens:.0%} of `next_click` and \
 {short.prefix / short.tokens:.0%} of `next_topic`, and only until the reader's next click changes it. A cheap first stage \
 that leaves {SHORT_LIST} candidates saves more where candidates are the cost: `next_click` goes from {gpus(lists):,.0f} to \
@@ -368,7 +361,7 @@ def measure(
 ) -> str:
     """Score a few impressions on this machine; return the seconds beside those that the operations predict.
 
-    The peak is that of a product of float32 matrices, taken anew before every impression, so that other work on the
+    The peak is that of the engine's own float32 product, taken anew before every impression, so that other work on the
     machine slows both. Half of the `next_click` impressions give the share of it that scoring reaches; with that share
     the other half and `pointwise` are predicted. `impressions` is the number of each of the three.
     """
@@ -378,8 +371,12 @@ def measure(
     from mindlab.protocols import limit, splits_of
     from mindlab.token_counts import CountingEngine
 
-    split = splits_of("dev", mind, seed)["test"]
+    split = splits_of("dev", mind, seed)["test"].without_labels()
+    split = split.take(
+        np.flatnonzero(np.diff(split.history_offsets)[split.history])
+    )  # those that are read at all
     rows = limit(len(split), 2 * impressions, seed)
+    candidates = np.unique(split.take(rows).news)
     parts = [
         ("next_click", rows[:impressions]),
         ("next_click", rows[impressions:]),
@@ -389,20 +386,24 @@ def measure(
     scorers = {}
     for form in ("next_click", "pointwise"):
         request = Request("", "dev", form, model, template)
-        counting = CountingEngine(request.token_budget)
-        scorers[form] = *make_scorer(request, mind), make_scorer(request, mind, counting)[0], counting
-        for at in (0, 2):  # the first pass sets buffers up
-            scorers[form][at](split.take(rows[:1]).without_labels())
+        scorers[form] = (
+            *make_scorer(request, mind, candidates, device="cpu"),
+            *make_scorer(request, mind, candidates, CountingEngine()),
+        )
+        for at in (0, 2):  # reads the term without history, and sets buffers up
+            scorers[form][at](split.take(rows[:1]))
     peaks = []
     for place in range(impressions):  # in turn, so that a machine that gets busy is so for all
         for sum_, (form, chosen) in zip(sums, parts, strict=True):
             score, engine, count, counting = scorers[form]
-            impression = split.take(chosen[place : place + 1]).without_labels()
+            impression = split.take(chosen[place : place + 1])
+            engine.forget()
+            counting.forget()
+            counting.reset()
             peaks.append(matrix_flops())
             begin, tokens = time.perf_counter(), engine.tokens_read
             score(impression)
             seconds = time.perf_counter() - begin
-            counting.calls.clear()
             count(impression)
             flops = counting.flops(arch)
             sum_ += engine.tokens_read - tokens, flops, seconds, flops / peaks[-1]
@@ -420,56 +421,21 @@ def measure(
     )
 
 
-def kept_runs(arch: Architecture, mind: Any, model: str, runs: Sequence[Path] = KEPT) -> str:
-    """Return the seconds that kept runs of `model` took beside those that their counted operations predict.
-
-    The first run's operations a second predict the others.
-    """
-    from mindlab.llm.predict import Request, make_scorer
-    from mindlab.protocols import limit, splits_of
-    from mindlab.runs import read_manifest
-    from mindlab.token_counts import CountingEngine
-
-    cells, rate = [], 0.0
-    for run in runs:
-        made = read_manifest(run)
-        request = Request(**{**made["request"], "model": model})
-        split = splits_of(request.protocol, mind, request.seed)[request.split]
-        engine = CountingEngine(request.token_budget)
-        score, _ = make_scorer(request, mind, engine)
-        for row in limit(len(split), request.limit, request.seed):
-            score(split.take(np.array([row])).without_labels())
-        flops, seconds = engine.flops(arch), made["seconds"]
-        predicted = flops / (rate or flops / seconds)
-        cells.append([run.parent.name, request.format, f"{made['n_impressions']}", f"{engine.tokens:,}"])
-        cells[-1] += [f"{made['tokens']:,}", f"{flops / 1e12:.1f}", f"{seconds:.0f}", f"{predicted:.0f}"]
-        cells[-1].append(f"{predicted / seconds - 1:+.0%}" if rate else "-")
-        rate = rate or flops / seconds
-    head = [
-        "run",
-        "format",
-        "impressions",
-        "tokens counted",
-        "tokens read",
-        "TFLOP",
-        "seconds",
-        "predicted",
-        "error",
-    ]
-    return f"{table(head, cells)}\n\nRate of the first row: {rate / 1e9:.0f} GFLOP/s."
-
-
 def matrix_flops(size: int = 1024, seconds: float = 0.3) -> float:
-    """Return the operations a second of products of two float32 matrices, done for about `seconds`."""
+    """Return the operations a second of a linear layer in float32, as the engine runs it, for about `seconds`."""
     import torch
 
-    a, b = torch.randn(2, size, size)
-    a @ b
-    begin, n = time.perf_counter(), 0
-    while time.perf_counter() - begin < seconds:
-        a @ b
-        n += 1
-    return 2 * size**3 * n / (time.perf_counter() - begin)
+    from mindlab.llm.hf import PackedLinear
+
+    layer = torch.nn.Linear(size, size, bias=False)
+    product = PackedLinear(layer, torch.float32) if torch.backends.mkldnn.is_available() else layer
+    with torch.inference_mode():
+        product(a := torch.randn(size, size))
+        begin, n = time.perf_counter(), 0
+        while time.perf_counter() - begin < seconds:
+            product(a)
+            n += 1
+        return 2 * size**3 * n / (time.perf_counter() - begin)
 
 
 def all_checks(assume: Assumptions) -> str:

@@ -7,7 +7,6 @@ from collections.abc import Iterator
 from dataclasses import dataclass, replace
 
 from mindlab.plan import (
-    BF16,
     GIB,
     MODELS,
     Architecture,
@@ -179,13 +178,13 @@ def checks(assume: Assumptions) -> Iterator[Check]:
 
     h100 = GPUS["H100-SXM"]
     for tokens, memory, seconds in GLM_PREFILL:
-        prompt = Reading("prompt", tokens, 0, 1, tokens**2 / 2, 1)
-        total = scoring_memory(glm, assume, tokens, scored_rows=1)["total"] - BF16 * tokens**2
+        prompt = Reading("prompt", tokens, 0, 1, tokens**2 / 2, 0, 1)
+        total = scoring_memory(glm, assume, tokens, prefix=0, kept=tokens, scored_rows=1)["total"]
         yield Check(
             f"GLM-4-9B reads {tokens:,} tokens", "s", seconds, scoring_seconds(glm, prompt, h100, assume), GLM
         )
         yield Check(f"GLM-4-9B reads {tokens:,} tokens, memory", "GB", memory, total / GIB, GLM)
-    one = Reading("token", 0, 0, 1, 0, 0, passes=0, generated=1)
+    one = Reading("token", 0, 0, 1, 0, 0, 0, passes=0, generated=1)
     yield Check("GLM-4-9B writes a token", "s", 1 / 44.4, scoring_seconds(glm, one, h100, assume), GLM, True)
     yield Check(
         "Qwen-7B writes a token, A100", "s", 1 / 40.93, scoring_seconds(QWENS["7B"], one, a100, assume),

@@ -1,7 +1,7 @@
 """Count what a model will read: the tokens of training records, and of scoring an impression.
 
 Both are counted on a seeded sample, with LLaMA-Factory's own template and a model's own tokenizer. Scoring is counted
-by the scoring code itself, run with an engine that writes down lengths instead of reading.
+by the scoring code itself, run with an engine whose forward pass writes lengths down instead of reading.
 """
 
 import json
@@ -10,68 +10,82 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 
 from mindlab.alpaca import BuildOptions, neutral_titles, samples
 from mindlab.errors import UserError
-from mindlab.llm.hf import chunks
+from mindlab.llm.hf import HFEngine, Pass, Prefix
+from mindlab.llm.predict import CASES_PER_PART, Request, Work
 from mindlab.mind import Impressions, Mind
 from mindlab.plan import Architecture, Reading, Records
 from mindlab.prompts import FORMATS, LikesDislikes
 from mindlab.protocols import limit, splits_of
 
 PROTOCOL_OF = {name: "seed" if name == LikesDislikes.name else "dev" for name in FORMATS}
-ANSWER = 2  # forward passes of one token for "Yes." and its end, after the one that reads the prompt
+ANSWER = 3  # ids: Yes or No, a full stop, the end; the last is written but not read
 
 
-class CountingEngine:
-    """Stands where `mindlab.llm.hf.HFEngine` does, reads nothing, and keeps the lengths of what it was given."""
+class CountingEngine(HFEngine):
+    """The engine without a model: it keeps prefixes and cuts lines as ever, but a forward pass is only counted.
 
-    def __init__(self, token_budget: int):
-        self.token_budget = token_budget
-        self.calls: list[
-            tuple[int, list[int], int, int]
-        ] = []  # prefix, lines, places scored, tokens generated
+    It takes the answer of `likes_dislikes` to be what the template trains: Yes or No, a full stop, the end.
+    """
 
-    def line_log_probs(self, prefix: Sequence[int], lines: Sequence[Sequence[int]]) -> np.ndarray:
-        """Return zeros; every token of a line is scored over the whole vocabulary."""
-        sizes = [len(line) for line in lines]
-        self.calls.append((len(prefix), sizes, sum(sizes), 0))
-        return np.zeros(len(lines))
+    n_parameters = 0
 
-    def last_logits(
-        self, prefix: Sequence[int], lines: Sequence[Sequence[int]], tokens: Sequence[int]
-    ) -> np.ndarray:
-        """Return zeros; only the logits of `tokens` are made, which costs nothing that counts."""
-        self.calls.append((len(prefix), [len(line) for line in lines], 0, 0))
-        return np.zeros((len(lines), len(tokens)))
+    def __init__(self, token_budget: int | None = None):
+        """Take the new tokens of one pass at most; nothing is loaded."""
+        self.device, self._token_budget, self._free_bytes = "cpu", token_budget, None
+        self._kept, self._is_prefix = [], False
+        # A hidden state is one zero; rows of the output layer are wanted of any id.
+        self._head_weight = torch.zeros(1, 1).expand(2**31, 1)
+        self.tokens_read = 0
+        self.reset()
+
+    def reset(self) -> None:
+        """Count from zero; what is kept of earlier prefixes stays."""
+        self.context = 0  # tokens of the prefixes asked about, read or kept
+        self.prefix, self.lines = np.zeros(3), np.zeros(3)  # tokens, attention pairs, passes of each
+        self.scored = 0  # rows put through the output layer
+        self.generated = 0  # forward passes of one token
+
+    def flops(self, arch: Architecture) -> float:
+        """Return the operations counted so far, generated tokens left out."""
+        tokens, pairs, _ = self.prefix + self.lines
+        return arch.forward_flops(tokens, pairs, self.scored)
 
     def answer(
         self, prompt: Sequence[int], head: Sequence[int], tokens: Sequence[int], *_: Any
     ) -> tuple[np.ndarray, list[int]]:
-        """Return zeros and no text; the answer is taken to be the template's head, Yes or No, a full stop, the end."""
-        self.calls.append((len(prompt), [], 1, len(head) + ANSWER))
+        """Return zeros and no text."""
+        n, written = len(prompt), len(head) + ANSWER
+        self.context += n
+        self.prefix += n, n * (n + 1) / 2, 1
+        self.scored += 1
+        self.generated += written - 1  # the first comes with the prompt
+        self.tokens_read += n + written
         return np.zeros(len(tokens)), []
 
-    @property
-    def tokens(self) -> int:
-        """Tokens given so far, generated ones left out."""
-        return sum(prefix + sum(lines) for prefix, lines, *_ in self.calls)
+    def _read(self, ids: Sequence[int]) -> Prefix:
+        self.context += len(ids)
+        self._is_prefix = True
+        read = super()._read(ids)
+        self._is_prefix = False
+        return read
 
-    def flops(self, arch: Architecture) -> float:
-        """Return the operations of all calls so far, generated tokens left out."""
-        return sum(
-            arch.forward_flops(prefix + sum(lines), self.pairs(prefix, lines), scored)
-            for prefix, lines, scored, _ in self.calls
-        )
+    def _forward(self, tokens: list[int], positions: torch.Tensor, one: Pass) -> torch.Tensor:
+        n, past = len(tokens), int(positions.min())
+        lines, longest = one.place.shape
+        near = (
+            n * (n + 1) / 2 if lines == 1 else lines * longest**2
+        )  # a causal kernel, or a square for each line
+        (self.prefix if self._is_prefix else self.lines)[:] += n, n * past + near, 1
+        self.tokens_read += n
+        return torch.zeros(n, 1)
 
-    def pairs(self, prefix: int, lines: list[int]) -> int:
-        """Return the attention pairs that the engine computes: its mask is dense over a pass and the prefix."""
-        total, before = 0, prefix  # the first pass carries the prefix
-        for rows in chunks(lines, self.token_budget, prefix) if lines else [[]]:
-            new = sum(lines[row] for row in rows)
-            total += (before + new) * (prefix + new)
-            before = 0
-        return total
+    def _log_softmax_at(self, hidden: torch.Tensor, source: np.ndarray, tokens: np.ndarray) -> np.ndarray:
+        self.scored += len(hidden)
+        return np.zeros(len(source))
 
 
 def reading(
@@ -82,35 +96,35 @@ def reading(
     *,
     cutoff_len: int = 1024,
     token_budget: int = 8192,
-    sampled: int = 200,
+    parts: int = 10,
     seed: int = 42,
 ) -> Reading:
-    """Return what scoring the test split in format `form` reads, the mean over a seeded choice of impressions.
+    """Return what scoring the test split in format `form` reads, the mean over a seeded choice of a run's parts.
 
     The no-history term of next_click and next_topic, read once for each news or topic, is left out.
     """
-    from mindlab.llm.predict import Request, make_scorer
-
-    protocol = PROTOCOL_OF[form]
-    split = splits_of(protocol, mind, seed)["test"]
-    engine = CountingEngine(token_budget)
     request = Request(
-        "", protocol, form, str(model), template, cutoff_len=cutoff_len, token_budget=token_budget
+        "", PROTOCOL_OF[form], form, str(model), template, cutoff_len=cutoff_len, token_budget=token_budget
     )
-    score, _ = make_scorer(request, mind, engine)
-    rows = limit(len(split), sampled, seed)
-    sums = np.zeros(7)
-    for row in rows:
-        impression = split.take(np.array([row]))
-        engine.calls.clear()
-        score(impression if form == LikesDislikes.name else impression.without_labels())
-        if engine.calls:  # an empty history has nothing to compare: all candidates tie, and nothing is read
-            prefix, lines, scored, generated = engine.calls[-1]  # the term without history comes first
-            passes = len(chunks(lines, token_budget, prefix)) if lines else 1
-            sums[:6] += prefix, sum(lines), engine.pairs(prefix, lines), scored, passes, generated
-        sums[6] += impression.offsets[-1]
-    prefix, lines, pairs, scored, passes, generated, candidates = (sums / len(rows)).tolist()
-    return Reading(form, prefix, lines / candidates, candidates, pairs, scored, passes, generated, len(rows))
+    engine = CountingEngine(token_budget)
+    work = Work(request, {"engine": engine})
+    work.mind = mind  # read already
+    size = CASES_PER_PART[request.engine]
+    blocks = [work.rows[i : i + size] for i in range(0, len(work.rows), size)]
+    histories = np.diff(work.whole.history_offsets)[work.whole.history[work.rows]]
+    work([work.rows[histories.argmax()]])  # reads the no-history term, if any reader has a history
+    engine.reset()
+    chosen = [blocks[at] for at in limit(len(blocks), parts, seed)]
+    for rows in chosen:
+        work(rows)
+    rows = np.concatenate(chosen)
+    candidates = float(np.diff(work.whole.offsets)[rows].mean())
+    (prefix, pairs, prefix_passes), (lines, line_pairs, line_passes) = engine.prefix, engine.lines
+    n = len(rows)
+    return Reading(
+        form, prefix / n, lines / n / candidates, candidates, pairs / n, line_pairs / n / candidates, engine.scored / n,
+        (prefix_passes + line_passes) / n, engine.generated / n, engine.context / n, n,
+    )  # fmt: skip
 
 
 def records(

@@ -19,7 +19,7 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mindlab import cli, embedded_model, factory, kept
+from mindlab import cli, factory, kept
 from mindlab import plan as planning
 from mindlab import plan_report as text
 from mindlab.errors import UserError
@@ -83,9 +83,7 @@ def main() -> None:
         return
     plan, parts = make(args)
     if args.update:  # what only the document shows
-        small = planning.find_architecture(f"models/{embedded_model.NAME}")
         parts["plan-gpus"] = text.gpu_table()
-        parts["plan-kept"] = text.kept_runs(small, read_mind(SAMPLE), small.name)
     print(json.dumps(plan, indent=1) if args.json else "\n\n".join(parts.values()))
     if args.update:
         for name, part in parts.items():

@@ -10,7 +10,10 @@ import pytest
 
 from mindlab import plan, plan_report, token_counts
 from mindlab.errors import UserError
+from mindlab.llm.hf import HFEngine
+from mindlab.llm.predict import Request, Work
 from mindlab.plan import GIB, MODELS, Architecture, Assumptions, Gpu, Reading, Records, Training
+from mindlab.prompts import FORMATS
 from mindlab.published import GPUS, MIND, QWENS, checks, llama2
 from tests.conftest import ROOT
 
@@ -140,7 +143,7 @@ def test_activations_are_what_autograd_keeps(kind, target):
         kept[layers] = [kept_bytes(made, tokens) for tokens in (64, 128)]
     # Differences leave what one layer keeps of a token: no embedding, no loss, no adapter weights.
     counted = (kept[3][1] - kept[3][0] - kept[2][1] + kept[2][0]) / 64
-    assert arch.activation_bytes(8, target) == pytest.approx(counted, rel=0.04)
+    assert arch.activation_bytes(8, target) == pytest.approx(counted, rel=0.02)
     assert abs(arch.activation_bytes(8, target) / counted - 1) < abs(arch.activation_bytes(0) / counted - 1)
 
 
@@ -221,9 +224,9 @@ def test_rows_are_padded_cut_and_packed_as_the_collator_does():
 
 
 def test_scoring_seconds_by_hand():
-    reading = Reading("x", prefix=3, candidate=2, candidates=4, pairs=121, scored=8)
-    operations = 2 * 38 * 11 + 2 * 10 * 8 + 8 * 121
-    assert reading.tokens == 11
+    reading = Reading("x", prefix=3, candidate=2, candidates=4, pairs=6, candidate_pairs=10, scored=8)
+    operations = 2 * 38 * 11 + 2 * 10 * 8 + 8 * 46
+    assert (reading.tokens, reading.all_pairs) == (11, 46)
     assert plan.scoring_seconds(UNIT, reading, SLOW, PLAIN) == operations / 50
     launched = replace(PLAIN, launch_score=50)
     assert plan.scoring_seconds(UNIT, reading, SLOW, launched) == 100
@@ -234,13 +237,30 @@ def test_scoring_seconds_by_hand():
 
 
 def test_fewer_candidates_and_a_kept_prefix_read_less():
-    reading = Reading("x", prefix=6, candidate=2, candidates=7, pairs=400, scored=14)
+    reading = Reading("x", prefix=6, candidate=2, candidates=7, pairs=21, candidate_pairs=15, scored=14)
     few = reading.with_candidates(2)
-    assert (few.tokens, few.scored, few.pairs) == (10, 4, 100)
+    assert (few.tokens, few.scored, few.all_pairs) == (10, 4, 51)
     kept = reading.with_candidates(2, is_cached=True)
-    assert (kept.tokens, kept.scored, kept.pairs) == (4, 4, 40)
-    one_question = Reading("y", 6, 0, 7, 36, 1)
+    assert (kept.tokens, kept.scored, kept.all_pairs) == (4, 4, 30)
+    one_question = Reading("y", 6, 0, 7, 36, 0, 1)
     assert one_question.with_candidates(2) is one_question
+
+
+def test_scoring_memory_is_what_the_engine_fills():
+    from transformers import AutoConfig
+
+    from mindlab.llm.hf import fitting_tokens
+
+    config = AutoConfig.for_model("glm", **plan.GLM4)
+    for prefix in (10, 1000):  # the MLP is more, the attention to the prefix is more
+        free = 2.5 * GIB
+        tokens = fitting_tokens(config, free, prefix, plan.HEAD_ROWS)
+        assert 64 <= tokens < 8192
+        held, more = (
+            plan.scoring_memory(GLM, replace(ASSUME, overhead=0), n, prefix)["total"] - GLM.weight_bytes()
+            for n in (tokens, tokens + 1)
+        )
+        assert held <= 0.8 * free < more
 
 
 def test_published_figures_are_met():
@@ -302,27 +322,63 @@ def test_an_architecture_is_found_by_name_or_folder(tmp_path):
         plan.find_architecture("no/such-model")
 
 
-def test_the_counting_engine_counts_what_the_engine_reads():
-    engine = token_counts.CountingEngine(token_budget=7)
-    assert engine.line_log_probs([1] * 4, [[1] * 3] * 4).tolist() == [0] * 4
-    assert engine.last_logits([1] * 2, [[1], [1]], [5, 6]).shape == (2, 2)
-    assert engine.calls == [(4, [3, 3, 3, 3], 12, 0), (2, [1, 1], 0, 0)]
-    # passes of 4 + 3, 6 and 3 new tokens, over the prefix of 4 and themselves
-    assert engine.pairs(4, [3] * 4) == 7 * 7 + 6 * 10 + 3 * 7
-    assert engine.pairs(5, []) == 25
+def test_the_counting_engine_by_hand():
+    engine = token_counts.CountingEngine(token_budget=4)
+    assert engine.line_log_probs([1, 2, 3], [[5, 6], [5, 7, 8], [9]]).tolist() == [0] * 3
+    assert engine.prefix.tolist() == [3, 1 + 2 + 3, 1]
+    # The last token of a line is not read. At most 4 tokens a pass: first 5, then 5 7 beside a line of nothing.
+    assert engine.lines.tolist() == [1 + 2, (3 + 1) + (2 * 3 + 2 * 2**2), 2]
+    assert (engine.context, engine.scored, engine.generated, engine.tokens_read) == (3, 2 + 3, 0, 6)
+    assert engine.flops(UNIT) == 2 * 38 * 6 + 2 * 10 * 5 + 8 * 24
+    engine.reset()
+    assert engine.last_logits([1, 2, 4], [[5], [6]], [7, 70_000]).tolist() == [[0, 0]] * 2
+    assert engine.prefix.tolist() == [1, 2 + 1, 1]  # 1 2 was kept
+    assert engine.lines.tolist() == [2, 2 * 3 + 2 * 1, 1]
+    assert (engine.context, engine.scored) == (3, 0)
+    engine.reset()
+    engine.answer([1] * 4, [8], [5, 6], [0])
+    assert engine.prefix.tolist() == [4, 10, 1]
+    assert (engine.scored, engine.generated) == (1, 3)  # of the head, Yes, a full stop, the end
 
 
-@pytest.mark.model
-def test_counted_tokens_are_those_that_kept_runs_have_read():
-    from mindlab.mind import read_mind
+@pytest.mark.parametrize("budget", [None, 100])
+@pytest.mark.parametrize("form", FORMATS)
+def test_the_counting_engine_counts_what_the_engine_reads(form, budget, tiny_glm, glm4_chat):
+    protocol = token_counts.PROTOCOL_OF[form]
+    request = Request(str(ROOT / "data/sample"), protocol, form, str(tiny_glm), "glm4", token_budget=budget)
+    engine, counting = HFEngine(tiny_glm, token_budget=budget), token_counts.CountingEngine(budget)
+    scored = []  # rows that go through the output layer
+    engine.model.get_output_embeddings().register_forward_hook(lambda *at: scored.append(at[2].shape[-2]))
+    answer_as_trained(engine, glm4_chat)
+    read, counted = (Work(request, {"engine": one}) for one in (engine, counting))
+    counted.mind = read.mind
+    rows = read.rows[:6]  # by reader
+    assert len(np.unique(read.whole.history[rows])) < 6
+    for first in (True, False):  # with the term without history, and without
+        before = engine.tokens_read, counting.tokens_read
+        counting.reset()
+        scored.clear()
+        read(rows), counted(rows)
+        n_read, n_counted = engine.tokens_read - before[0], counting.tokens_read - before[1]
+        assert n_read == n_counted > 0
+        assert sum(scored) == counting.scored + counting.generated
+        if form != "likes_dislikes":
+            assert n_counted == counting.prefix[0] + counting.lines[0]
+            assert counting.prefix[0] < counting.context, first  # a prefix was kept
 
-    runs = [ROOT / run for run in plan_report.KEPT[1:3]]
-    text = plan_report.kept_runs(MODELS["SmolLM2-135M"], read_mind(ROOT / "data/sample"), str(SMOLLM2), runs)
-    for run in runs:
-        made = json.loads((run / "manifest.json").read_text())
-        row = next(line for line in text.splitlines() if f"| {made['request']['format']} " in line)
-        counted, read = (cell.strip() for cell in row.split("|")[4:6])
-        assert counted == read == f"{made['tokens']:,}"
+
+def answer_as_trained(engine, chat):
+    """Make an engine's model generate "Yes." and the end, as the answers of its template begin."""
+    ids, stops = chat.answer_ids("", "?", "Yes."), chat.stop_ids()
+    end = next((i for i, token in enumerate(ids) if token in stops), len(ids))
+    ids = [*ids[:end], stops[0]]
+    generate = engine.model.generate
+
+    def forced(inputs, **how):
+        n = inputs.shape[1]
+        return generate(inputs, prefix_allowed_tokens_fn=lambda _, so_far: [ids[len(so_far) - n]], **how)
+
+    engine.model.generate = forced
 
 
 @pytest.mark.model
@@ -363,7 +419,7 @@ def test_published_sizes_scale_the_sample():
         (Records("next_click", 1, np.array([9])), 0.5, 2.0),
         (Records("pointwise", 1, np.array([9])), 0.5, 2.0),
     ]
-    readings = [Reading("likes_dislikes", 5, 0, 3, 25, 1), Reading("pointwise", 5, 1, 3, 64, 0)]
+    readings = [Reading("likes_dislikes", 5, 0, 3, 15, 0, 1), Reading("pointwise", 5, 1, 3, 15, 6, 0)]
     small, large = plan_report.works(counted, readings, MIND)
     assert [r.count for r in small.records] == [100_000, 156_965 / 2]
     assert small.impressions == [31_393, 73_152]  # the tutorial's own test set
@@ -374,7 +430,10 @@ def test_published_sizes_scale_the_sample():
 def test_what_a_gpu_does_not_hold_has_no_hours():
     work = [
         plan_report.Work(
-            "w", [Records("pointwise", 1000, np.array([100]))], [Reading("pointwise", 5, 1, 3, 64, 0)], [10]
+            "w",
+            [Records("pointwise", 1000, np.array([100]))],
+            [Reading("pointwise", 5, 1, 3, 15, 6, 0)],
+            [10],
         )
     ]
     made = plan_report.make_plan(GLM, Training(), GPUS["T4"], ASSUME, work)
@@ -412,12 +471,22 @@ def test_a_users_mistake_is_one_line(words, message):
     assert "Traceback" not in done.stderr
 
 
+def test_the_document_has_the_checks_and_the_gpus():
+    text = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
+    for name, part in (
+        ("plan-checks", plan_report.all_checks(ASSUME)),
+        ("plan-gpus", plan_report.gpu_table()),
+    ):
+        assert f"<!-- {name} -->\n{part}\n<!-- /{name} -->" in text
+
+
 @pytest.mark.model
+@pytest.mark.slow
 def test_the_document_is_what_the_planner_prints(tmp_path):
     text = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
     copy = tmp_path / "planning.md"
     emptied = text
-    for name in ("plan", "plan-gpus", "plan-checks", "plan-kept", "plan-billion"):
+    for name in ("plan", "plan-gpus", "plan-checks", "plan-billion"):
         head, _, rest = emptied.partition(f"<!-- {name} -->\n")
         emptied = f"{head}<!-- {name} -->\n{rest[rest.index(f'<!-- /{name} -->') :]}"
     copy.write_text(emptied, encoding="utf-8")
