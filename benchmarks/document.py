@@ -15,8 +15,8 @@ from benchmarks.common import RESULTS, Row
 from mindlab import cli, kept
 from mindlab.files import atomic_path, write_text
 
-DOCUMENT = Path("docs/performance.md")
-GROWTH_PLOT = Path("docs/growth.svg")
+DOCUMENT = RESULTS.parents[1] / "docs/performance.md"
+GROWTH_PLOT = DOCUMENT.with_name("growth.svg")
 ORDER = ("build", "metrics", "scoring", "vllm", "training")  # of the table's rows
 
 
@@ -95,7 +95,7 @@ def machines() -> str:
 
 
 def growth() -> str:
-    """Return time and memory of every size, and the exponents; draw them."""
+    """Return time and memory of every size, and the exponents."""
     found = results("growth")
     if not found:
         return "Not yet run: `python -m benchmarks.growth`."
@@ -115,12 +115,15 @@ def growth() -> str:
     head = ["stage", *(f"{one['train']:,} + {one['dev']:,}" for one in sizes)]
     if len(sizes) > 1:
         head += ["exponent, all", "last two"]
-        draw_growth(sizes, stages)
     return table(head, lines) + f"\n\n![Seconds and memory over impressions]({GROWTH_PLOT.name})"
 
 
-def draw_growth(sizes: list[dict[str, Any]], stages: list[str]) -> None:
-    """Draw seconds and peak memory over the number of training impressions."""
+def draw_growth() -> None:
+    """Draw seconds and peak memory over the number of training impressions, if that was measured."""
+    sizes = results("growth").get("sizes", [])
+    if len(sizes) < 2:
+        return
+    stages = list(sizes[0]["stages"])
     import matplotlib as mpl
 
     mpl.use("Agg")
@@ -287,10 +290,16 @@ SECTIONS: dict[str, Callable[[], str]] = {
 def main() -> None:
     """Write every section between its marks."""
     cli.parser(__doc__).parse_args()
+    draw_growth()
     for name, make in SECTIONS.items():
-        head, tail = kept.around(DOCUMENT, RESULTS.relative_to(Path.cwd()) / name)
+        head, tail = around(name)
         write_text(DOCUMENT, f"{head}\n{make()}\n\n{tail}")
     print(DOCUMENT)
+
+
+def around(section: str) -> tuple[str, str]:
+    """Return what stands in the document before and after a section's marks, marks included."""
+    return kept.around(DOCUMENT, RESULTS.relative_to(RESULTS.parents[1]) / section)
 
 
 if __name__ == "__main__":

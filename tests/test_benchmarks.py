@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import training
+from benchmarks import document, growth, training
 from mindlab import factory
 from mindlab.errors import UserError
 
@@ -163,3 +163,35 @@ def test_operations_of_the_profile_are_sorted_by_what_they_serve():
 
 
 # end of benchmarks/training.py
+
+
+# benchmarks/document.py
+
+
+def disagreeing() -> list[str]:
+    """Return the sections of docs/performance.md that are not what the results make."""
+    found = []
+    for name, make in document.SECTIONS.items():
+        head, tail = document.around(name)
+        if document.DOCUMENT.read_text(encoding="utf-8") != f"{head}\n{make()}\n\n{tail}":
+            found.append(name)
+    return found
+
+
+def test_the_document_shows_what_the_benchmarks_kept(monkeypatch):
+    assert disagreeing() == []
+    real = document.results
+
+    def other(name: str) -> dict:
+        changed = real(name)
+        if name == "metrics":
+            changed["rows"][0]["ratio"] += 1
+        return changed
+
+    monkeypatch.setattr(document, "results", other)
+    assert disagreeing() == ["targets"]
+
+
+def test_the_exponent_of_a_straight_line_is_one():
+    assert growth.exponents([1, 4, 16], [2.0, 8.0, 32.0]) == {"all sizes": 1.0, "last two": 1.0}
+    assert growth.exponents([1, 4, 16], [1.0, 4.0, 64.0])["last two"] == 2.0
