@@ -8,7 +8,6 @@ Examples:
 
 import json
 from collections.abc import Callable
-from pathlib import Path
 from typing import Any
 
 from benchmarks.common import RESULTS, Row
