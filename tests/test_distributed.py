@@ -77,11 +77,11 @@ def data(tmp_path_factory):
 
 
 def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tiny_glm, tmp_path, monkeypatch):
-    """Eight impressions in parts of two; the killed worker has a model, and half a part, in its memory."""
+    """Parts of two impressions, the first two of one reader; the worker dies with a model and half a part."""
     monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 2})
     # Relative paths, which the workers must find all the same.
     monkeypatch.chdir(data.parent)
-    request = Request(data.name, "dev", "next_click", str(tiny_glm), "glm4", limit=8, history_length=3)
+    request = Request(data.name, "dev", "next_click", str(tiny_glm), "glm4", limit=12, history_length=3)
     here = predict.predict(request, tmp_path / "here")
 
     def killed(work, jobs):
@@ -99,7 +99,7 @@ def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tin
         predict.predict(request, tmp_path / "there", interrupted_after(3))
     there = predict.predict(request, tmp_path / "there", progress, run=killed)
     assert (tmp_path / "killed").exists()
-    assert seen == [(2, 8)] * 6
+    assert seen == [(2, 12)] * 10
     for name in ("predictions.parquet", "request.json"):
         assert (here / name).read_bytes() == (there / name).read_bytes()
     assert sorted(path.name for path in here.iterdir()) == sorted(path.name for path in there.iterdir())
