@@ -413,3 +413,13 @@ def test_rank_names_the_file_that_is_wrong(run_script, tiny_glm, tmp_path, histo
     assert (code, out) == (2, "")
     assert message in err
     assert err.count("\n") == 1
+
+
+def test_a_part_is_the_same_bytes_whatever_was_scored_before_it(request_of):
+    """One reader's impressions in two parts: the second would find the history read, and end in other digits."""
+    request = request_of(limit=12)
+    alone, after = predict.Work(request), predict.Work(request)
+    parts = [after.rows[i : i + 2] for i in range(0, 12, 2)]
+    for part in parts:
+        assert after(part).equals(alone(part))
+        alone = predict.Work(request)
