@@ -76,9 +76,8 @@ class CountingEngine(HFEngine):
     def _forward(self, tokens: list[int], positions: torch.Tensor, one: Pass) -> torch.Tensor:
         n, past = len(tokens), int(positions.min())
         lines, longest = one.place.shape
-        near = (
-            n * (n + 1) / 2 if lines == 1 else lines * longest**2
-        )  # a causal kernel, or a square for each line
+        # One line goes through a causal kernel, several through a masked square each.
+        near = n * (n + 1) / 2 if lines == 1 else lines * longest**2
         (self.prefix if self._is_prefix else self.lines)[:] += n, n * past + near, 1
         self.tokens_read += n
         return torch.zeros(n, 1)
