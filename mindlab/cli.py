@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import NoReturn
 
 from mindlab.errors import UserError
+from mindlab.machine import keep_freed_memory
 
 
 def parser(description: str) -> argparse.ArgumentParser:
@@ -18,6 +19,7 @@ def parser(description: str) -> argparse.ArgumentParser:
 
 def run(main: Callable[[], int | None]) -> NoReturn:
     """Run `main` and exit: 0 done, 1 a problem was found, 2 the user's mistake, 130 interrupted."""
+    keep_freed_memory()
     # A closed terminal or a `kill` would end this process alone and leave the trainer it started running.
     for name in ("SIGTERM", "SIGHUP"):  # Windows has no SIGHUP
         number = getattr(signal, name, None)
