@@ -44,6 +44,7 @@ SAMPLE = "data/sample"
 TOKENS_AN_UPDATE = 2048  # the twin's: two rows of 1,024
 ROW_LENGTHS = (1024, 512)  # of the packed sides
 HELD_OUT = 48  # records of the validation day whose loss is compared
+QUIET = 0.1  # cores: with more than that busy elsewhere, a run is no measurement
 PYTHON = "python and the framework"
 
 
@@ -278,7 +279,7 @@ class Run:
 def train(run: Run) -> dict[str, Any]:
     """Train through the command line; return seconds, peak MiB and, just after, matrix product rates.
 
-    `other_load` is how many cores were busy with something else, start-up included: above 0.1, measure again.
+    `other_load` is how many cores were busy with something else, start-up included; see QUIET.
     """
     side = SIDES[run.side]
     if not side.keeps_memory:
@@ -466,6 +467,10 @@ def compare(
         n_tokens / statistics.median(one["seconds"] for one in runs) for runs in (ours, theirs)
     )
     loss, other_loss = statistics.mean(losses[name]), statistics.mean(losses["example"])
+    note = f"held-out loss {loss:.3f} against {other_loss:.3f}, {losses['untrained']:.3f} untrained"
+    load = max(one["other_load"] for one in (*ours, *theirs))
+    if load > QUIET:
+        note += f"; DISTURBED: up to {load:.1f} cores were busy with something else, measure again"
     return common.row(
         "LoRA training, " + {"twin": "SmolLM2 twin config", "best": "fastest settings found"}[name],
         f"{n_tokens:,} real tokens",
@@ -476,7 +481,7 @@ def compare(
         theirs=f"{other_rate:.0f} tokens/s",
         peak_mb=max(one["peak_mb"] for one in ours),
         other_peak_mb=max(one["peak_mb"] for one in theirs),
-        note=f"held-out loss {loss:.3f} against {other_loss:.3f}, {losses['untrained']:.3f} untrained",
+        note=note,
     )
 
 

@@ -162,6 +162,27 @@ def test_operations_of_the_profile_are_sorted_by_what_they_serve():
     assert {case: training.kind_of(*case, 99) for case in kinds} == kinds
 
 
+def test_a_row_is_paired_by_round_and_says_when_it_was_disturbed():
+    quiet = {"other_load": 0.02, "peak_mb": 10.0}
+    theirs = [quiet | {"seconds": 40.0}, quiet | {"seconds": 60.0}]
+    ours = [quiet | {"seconds": 20.0}, quiet | {"seconds": 20.0}]
+    losses = {"best": [1.0, 2.0], "example": [1.5, 1.5], "untrained": 3.0}
+    row = training.compare("best", {"best": ours, "example": theirs}, losses, 1000)
+    assert (row.low, row.ratio, row.high, row.ours, row.theirs) == (
+        2.0,
+        2.5,
+        3.0,
+        "50 tokens/s",
+        "20 tokens/s",
+    )
+    assert row.note == "held-out loss 1.500 against 1.500, 3.000 untrained"
+    theirs[1]["other_load"] = 1.5
+    assert (
+        "DISTURBED: up to 1.5"
+        in training.compare("best", {"best": ours, "example": theirs}, losses, 1000).note
+    )
+
+
 # end of benchmarks/training.py
 
 
