@@ -27,6 +27,13 @@ from mindlab.files import sha256, write_json
 RECORD = "mindlab_run.json"  # what was asked, in the output folder; its "finished" is set last
 OUTPUT = "train_output.txt"  # everything LLaMA-Factory printed
 LOSSES = "trainer_log.jsonl"  # LLaMA-Factory's own name
+# For glibc: freed memory stays with the process. By default it gives every large tensor back to the system and takes
+# it anew, page by page, at the cost of 12 to 20 % of a training's time on two cores (benchmarks/training.py).
+KEEP_MEMORY = {
+    "MALLOC_MMAP_THRESHOLD_": str(2**33),
+    "MALLOC_TRIM_THRESHOLD_": str(2**34),
+    "MALLOC_TOP_PAD_": str(2**28),
+}
 # Checked by the presence of a package, or only meaningful on a GPU: not a question about the file.
 MACHINE_KEYS = ("deepspeed", "tf32", "pure_bf16", "enable_liger_kernel", "use_unsloth")
 
@@ -307,6 +314,7 @@ def environment(settings: Mapping[str, Any], root: Path) -> dict[str, str]:
     if settings.get("use_cpu"):
         # With a GPU in sight LLaMA-Factory loads the weights in float16, and with two it starts torchrun.
         env["CUDA_VISIBLE_DEVICES"] = ""
+        env = {**KEEP_MEMORY, **env}
     return env
 
 

@@ -280,6 +280,22 @@ def test_the_command_is_the_one_of_this_environment(tmp_path):
     assert (env["HF_HUB_OFFLINE"], env["CUDA_VISIBLE_DEVICES"]) == ("1", "")
 
 
+def test_memory_is_kept_on_a_cpu_unless_the_user_says_otherwise(tmp_path, monkeypatch):
+    for name in factory.KEEP_MEMORY:
+        monkeypatch.delenv(name, raising=False)
+    on_cpu, on_gpu = (
+        factory.environment({"model_name_or_path": "model", "use_cpu": use_cpu}, tmp_path)
+        for use_cpu in (True, False)
+    )
+    assert on_cpu.items() >= factory.KEEP_MEMORY.items()
+    assert not on_gpu.keys() & factory.KEEP_MEMORY
+    monkeypatch.setenv("MALLOC_TOP_PAD_", "1")
+    assert (
+        factory.environment({"model_name_or_path": "model", "use_cpu": True}, tmp_path)["MALLOC_TOP_PAD_"]
+        == "1"
+    )
+
+
 def test_overrides_reach_llamafactory_unchanged():
     from omegaconf import OmegaConf
 
