@@ -28,7 +28,7 @@ RECORD = "mindlab_run.json"  # what was asked, in the output folder; its "finish
 OUTPUT = "train_output.txt"  # everything LLaMA-Factory printed
 LOSSES = "trainer_log.jsonl"  # LLaMA-Factory's own name
 # For glibc: freed memory stays with the process. By default it gives every large tensor back to the system and takes
-# it anew, page by page, which is a fifth of a training's time on a CPU (benchmarks/training.py).
+# it anew, page by page, at the cost of 12 to 20 % of a training's time on two cores (benchmarks/training.py).
 KEEP_MEMORY = {
     "MALLOC_MMAP_THRESHOLD_": str(2**33),
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
