@@ -77,8 +77,8 @@ def missing(task: Task, machine: Machine) -> str:
 def keep_freed_memory() -> bool:
     """Let this process keep the memory it frees; return whether its allocator took that (glibc's does).
 
-    By default glibc gives every large array back to the system and takes the next one anew, page by page: a sixth of
-    the time of reading MIND. Source: mallopt(3).
+    By default glibc gives much of it back to the system and takes it anew, page by page: a sixth of the time of
+    reading MIND. What is larger than 32 MiB still goes back at once. Source: mallopt(3).
     """
     try:
         mallopt = ctypes.CDLL(None).mallopt
@@ -87,5 +87,5 @@ def keep_freed_memory() -> bool:
     mmap_threshold, trim_threshold, arenas = -3, -1, -8
     return all(
         mallopt(name, value)
-        for name, value in ((mmap_threshold, 2**30), (trim_threshold, 2**31 - 1), (arenas, 1))
+        for name, value in ((mmap_threshold, 2**25), (trim_threshold, 2**31 - 1), (arenas, 1))
     )

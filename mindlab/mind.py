@@ -35,6 +35,7 @@ NEWS_COLUMNS = (
 )
 BEHAVIORS_COLUMNS = ("impression_id", "user_id", "time", "history", "impressions")
 TIME_FORMAT = "%m/%d/%Y %I:%M:%S %p"
+_TAKEN_ROWS = 1 << 16  # impressions that are copied at a time
 
 
 @dataclass(frozen=True)
@@ -98,7 +99,16 @@ class Impressions:
         rows = np.arange(len(self))[np.asarray(rows) if len(rows) else slice(0)]
         sizes = np.diff(self.offsets)[rows]
         offsets = np.concatenate([[0], np.cumsum(sizes)]).astype(np.int64)
-        flat = np.repeat(self.offsets[rows] - offsets[:-1], sizes) + np.arange(offsets[-1])
+        news = np.empty(offsets[-1], self.news.dtype)
+        labels = None if self.labels is None else np.empty(offsets[-1], self.labels.dtype)
+        shift = self.offsets[rows] - offsets[:-1]
+        for first in range(0, len(rows), _TAKEN_ROWS):  # the places of all candidates would take 8 bytes each
+            some = slice(first, min(first + _TAKEN_ROWS, len(rows)))
+            begin, end = offsets[some.start], offsets[some.stop]
+            places = np.repeat(shift[some], sizes[some]) + np.arange(begin, end)
+            news[begin:end] = self.news[places]
+            if labels is not None:
+                labels[begin:end] = self.labels[places]
         return replace(
             self,
             ids=self.ids[rows],
@@ -106,8 +116,8 @@ class Impressions:
             times=self.times[rows],
             history=self.history[rows],
             offsets=offsets,
-            news=self.news[flat],
-            labels=None if self.labels is None else self.labels[flat],
+            news=news,
+            labels=labels,
         )
 
 
@@ -694,15 +704,32 @@ class _Catalogue:
         return self._table[np.minimum(keys, len(self._table) - 1)]  # its last is no news', nor is key -1
 
 
+class _Growing:
+    """An array that grows at its end: enlarging a large one moves its pages, where joining many would copy all."""
+
+    def __init__(self, dtype: type):
+        self._data, self._size = np.empty(1 << 16, dtype), 0
+
+    def extend(self, values: np.ndarray) -> None:
+        end = self._size + len(values)
+        if end > len(self._data):
+            self._data.resize(max(end, len(self._data) * 5 // 4), refcheck=False)
+        self._data[self._size : end] = values
+        self._size = end
+
+    def finish(self) -> np.ndarray:
+        self._data.resize(self._size, refcheck=False)
+        return self._data
+
+
 def _read_behaviors(
     source: _Place, keys: np.ndarray, missing: str
 ) -> tuple[Impressions, dict[str, int | None]]:
     catalogue, unknown = _Catalogue(keys), _Unknown(len(keys))
     histories: dict[str, int] = {}
-    history_sizes, history_news = [np.zeros(0, np.int64)], [np.zeros(0, np.int32)]
-    columns: dict[str, list[Any]] = {
-        name: [] for name in ("ids", "users", "times", "history", "sizes", "news", "labels")
-    }
+    history_sizes, history_news = [np.zeros(0, np.int64)], _Growing(np.int32)
+    news, labels = _Growing(np.int32), _Growing(np.int8)
+    columns: dict[str, list[Any]] = {name: [] for name in ("ids", "users", "times", "history", "sizes")}
     dropped_candidates = dropped_history = 0
     has_labels = None
     for rows in _parsed(source, lambda *block: _parse_behaviors(source, catalogue, histories, *block)):
@@ -714,7 +741,7 @@ def _read_behaviors(
         found = rows.clicked_news[is_new]
         dropped_history += unknown.count(found, rows.clicked.keys[is_new], rows.clicked_lines[is_new])
         history_sizes.append(_kept_sizes(rows.clicked.sizes[new], found))
-        history_news.append(found[found >= 0])
+        history_news.extend(found[found >= 0])
 
         tokens, found = rows.shown, rows.shown_news
         if has_labels is None and len(tokens.labels):
@@ -728,14 +755,14 @@ def _read_behaviors(
         columns["times"].append(rows.times)
         columns["history"].append(codes[rows.history])
         columns["sizes"].append(_kept_sizes(tokens.sizes, found))
-        columns["news"].append(found[found >= 0] if dropped else found)
-        columns["labels"].append(tokens.labels[found >= 0] if dropped else tokens.labels)
+        news.extend(found[found >= 0] if dropped else found)
+        labels.extend(tokens.labels[found >= 0] if dropped else tokens.labels)
     unknown.check(source, missing)
 
     users = pa.chunked_array(columns.pop("users")).combine_chunks()
     columns = {name: np.concatenate(columns.pop(name)) for name in list(columns)}
     _check_unique(source, columns["ids"])
-    sizes, news, labels = columns.pop("sizes"), columns.pop("news"), columns.pop("labels")
+    sizes, news, labels = columns.pop("sizes"), news.finish(), labels.finish()
     is_kept = sizes > 0
     if not is_kept.any():
         raise UserError(
@@ -746,7 +773,7 @@ def _read_behaviors(
         **{name: column[is_kept] for name, column in columns.items()},
         users=users.dictionary.to_numpy(zero_copy_only=False)[user_codes],
         history_offsets=_offsets(np.concatenate(history_sizes)),
-        history_news=np.concatenate(history_news),
+        history_news=history_news.finish(),
         offsets=_offsets(sizes[is_kept]),
         news=news,
         labels=labels if has_labels else None,
@@ -764,8 +791,9 @@ def _read_behaviors(
         "dropped_impressions": int((~is_kept).sum()),
     }
     if has_labels:
-        clicks = np.add.reduceat(labels, impressions.offsets[:-1], dtype=np.int64)
-        counts.update(clicks=int(clicks.sum()), impressions_without_click=int((clicks == 0).sum()))
+        clicks = np.flatnonzero(labels)  # few: summing the labels of each would make all of them 8 bytes wide
+        clicked = np.unique(np.searchsorted(impressions.offsets, clicks, side="right"))
+        counts.update(clicks=len(clicks), impressions_without_click=len(impressions) - len(clicked))
     return impressions, counts
 
 

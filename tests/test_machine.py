@@ -14,10 +14,10 @@ import numpy as np
 from mindlab.machine import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
-np.ones(5_000_000)
+np.ones(500_000)
 before = resource.getrusage(resource.RUSAGE_SELF).ru_minflt
 for _ in range(50):
-    np.ones(5_000_000)
+    np.ones(500_000)
 print(resource.getrusage(resource.RUSAGE_SELF).ru_minflt - before)
 """
 
