@@ -171,6 +171,16 @@ def large() -> str:
     return f"{text}\n\n{table(head, lines)}"
 
 
+def build() -> str:
+    """Return where the builder's time goes."""
+    found = results("build").get("stages")
+    if not found:
+        return "Not yet run: `python -m benchmarks.build`."
+    size = found["megabytes"]
+    lines = [[stage, f"{seconds:.2f} s"] for stage, seconds in found.items() if stage != "megabytes"]
+    return table([f"building `seed`, {size} MB of JSON, first time in a process", "time"], lines)
+
+
 def scoring() -> str:
     """Return how much of the machine the scoring engine uses, and what takes the rest."""
     found = results("scoring").get("utilisation", {})
@@ -277,6 +287,7 @@ def training() -> str:
 SECTIONS: dict[str, Callable[[], str]] = {
     "targets": targets,
     "machines": machines,
+    "build": build,
     "growth": growth,
     "large": large,
     "scoring": scoring,
