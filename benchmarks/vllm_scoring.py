@@ -1,7 +1,7 @@
 """Time our scoring engine against vLLM: the same model and prompts, many impressions in bulk, prefix cache on.
 
 vLLM is tried at each block size on a few impressions; the best one then scores all of them, and so does our
-engine, in turn. Starting vLLM, a minute or more, is told apart and counts for neither. Prompts are token ids made
+engine, in turn. Starting vLLM is told apart and counts for neither. Prompts are token ids made
 beforehand. Both sides have all cores and the same dtype. The ranks of the scores must agree.
 
 vLLM has an environment of its own (requirements-serve.txt says how to make it). Without one there is nothing to

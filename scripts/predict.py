@@ -120,7 +120,7 @@ def main() -> None:
     how = {}
     if args.engine == "vllm":
         how = {"bulk": args.bulk, "serve_python": args.serve_python}
-        print("vLLM starts: about half a minute, more the first time", file=sys.stderr)
+        print("vLLM starts: some ten seconds, more for a large model", file=sys.stderr)
     # A job is a few row numbers: many at once, since a worker loads its model anew with each lot.
     run = distributed.chosen(args, wants_gpu=True, jobs_at_once=16_384)
     print(predict(request, args.out, bar, how, run))

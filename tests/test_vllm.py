@@ -161,10 +161,12 @@ def some_asks(vocabulary, seed=0):
     return [*asks, (asks[3][0], asks[4][1]), ([*asks[3][0], 5], [[4, 4], asks[3][1][4][1:]])]
 
 
-@pytest.mark.parametrize("is_short", [False, True])
-@pytest.mark.parametrize("block_size", [1, 4, 16])
-def test_line_log_probs_equal_hfs_wherever_a_block_ends(sharp, monkeypatch, is_short, block_size):
+@pytest.mark.parametrize(
+    ("block_size", "is_short", "n_lines"), [(1, 0, 256), (4, 1, 5), (16, 0, 30), (16, 1, 256)]
+)
+def test_line_log_probs_equal_hfs_wherever_a_block_ends(sharp, monkeypatch, block_size, is_short, n_lines):
     monkeypatch.setattr(StandIn, "is_short", is_short)
+    monkeypatch.setattr("mindlab.llm.vllm_worker.LINES_AT_ONCE", n_lines)
     worker = Worker(StandIn(sharp, 4096, block_size), SamplingParams)
     asks = some_asks(300)
     expected = HFEngine(sharp).bulk_line_log_probs(asks)

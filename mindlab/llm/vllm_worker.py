@@ -14,6 +14,9 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
+# Prefixes are read before their lines: few enough that the cache still has the first when its lines come, and
+# enough for vLLM, which works on 256 prompts at once.
+LINES_AT_ONCE = 256
 MAX_TOKEN_IDS = 128  # vLLM's own bound on `logprob_token_ids`
 Ask = tuple[list[int], list[list[int]]]  # a prefix, and lines that each continue it
 Known = dict[tuple[tuple[int, ...], int], float]  # log P(token | ids) by (ids, token)
@@ -47,8 +50,19 @@ class Worker:
         token by token.
         """
         self.forget()  # what an earlier call left there would only be lost
-        jobs = [(tuple(prefix), tuple(line)) for prefix, lines in asks for line in lines]
         known: Known = {}
+        found: list[list[float]] = []
+        group: list[Ask] = []
+        for place, ask in enumerate(asks, start=1):
+            group.append(ask)
+            if place == len(asks) or sum(len(lines) for _, lines in group) >= LINES_AT_ONCE:
+                found += self._read_lines(group, known)
+                group = []
+        return found
+
+    def _read_lines(self, asks: Sequence[Ask], known: Known) -> list[list[float]]:
+        """Return log P(line | prefix) by ask and line; `known` holds what this cache's tokens have given."""
+        jobs = [(tuple(prefix), tuple(line)) for prefix, lines in asks for line in lines]
         # Prefixes first and without logits of their tokens, which each line after them would make again.
         self._read_next([(prefix, line[0]) for prefix, line in jobs], known)
         longer = [job for job in dict.fromkeys(jobs) if len(job[1]) > 1]
