@@ -92,7 +92,7 @@ def main() -> None:
     parser.add_argument(
         "--dtype",
         choices=("float32", "bfloat16", "int8"),
-        help="of the weights (default float32, on a GPU bfloat16); the shorter ones are faster and change scores",
+        help="of the weights (default float32, on a GPU bfloat16); the shorter ones are faster and change scores: int8 so much that SmolLM2 ranks by chance (docs/performance.md)",
     )
     args = parser.parse_args()
     for name in ("limit", "history", "cutoff_len", "token_budget", "bulk"):
