@@ -3,8 +3,10 @@
 import argparse
 import signal
 import sys
-from collections.abc import Callable
-from typing import NoReturn
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any, NoReturn
+
+from tqdm import tqdm
 
 from mindlab.errors import UserError
 from mindlab.machine import keep_freed_memory
@@ -39,3 +41,17 @@ def run(main: Callable[[], int | None]) -> NoReturn:
 def interrupt(number: int, frame: object) -> NoReturn:
     """Treat a signal as Ctrl-C."""
     raise KeyboardInterrupt
+
+
+def records_bar(parts: Iterator[Any], name: str, n_impressions: int) -> Iterator[Any]:
+    """Show how many records the written parts hold; how many there will be is known for one record an impression."""
+    total = n_impressions if name in ("mind", "mind_test") else None
+    with tqdm(total=total, desc=name, unit=" records", unit_scale=True) as shown:
+        for part in parts:
+            shown.update(part.records)
+            yield part
+
+
+def cases_bar(cases: Iterable[Any], done: int, total: int) -> Iterator[Any]:
+    """Show progress over the cases of a scoring, starting where an interrupted run stopped."""
+    return iter(tqdm(cases, initial=done, total=total, desc="score", unit=" impressions", smoothing=0.05))

@@ -16,27 +16,14 @@ Examples:
 """
 
 import sys
-from collections.abc import Iterator
 from pathlib import Path
-
-from tqdm import tqdm
 
 from mindlab import cli, distributed
 from mindlab.alpaca import BuildOptions, build, check_factory, link_to, make_budget
 from mindlab.errors import UserError
 from mindlab.mind import read_mind
 from mindlab.prompts import FORMATS
-from mindlab.records import Part
 from mindlab.runs import data_hashes
-
-
-def bar(parts: Iterator[Part], name: str, n_impressions: int) -> Iterator[Part]:
-    """Show how many records are written; how many there will be is known for one record an impression."""
-    total = n_impressions if name in ("mind", "mind_test") else None
-    with tqdm(total=total, desc=name, unit=" records", unit_scale=True) as shown:
-        for part in parts:
-            shown.update(part.records)
-            yield part
 
 
 def main() -> None:
@@ -121,7 +108,7 @@ def main() -> None:
         args.out,
         make_budget(options),
         data_hashes(args.data, splits),
-        bar,
+        cli.records_bar,
         run,
     )
     for name, made in manifest["datasets"].items():

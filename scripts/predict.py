@@ -22,21 +22,13 @@ Examples:
 """
 
 import sys
-from collections.abc import Iterable, Iterator
 from pathlib import Path
-
-from tqdm import tqdm
 
 from mindlab import cli, distributed
 from mindlab.errors import UserError
 from mindlab.llm.predict import ENGINES, Request, predict, template_of
 from mindlab.llm.vllm import SERVE_PYTHON
 from mindlab.prompts import FORMATS
-
-
-def bar(cases: Iterable, done: int, total: int) -> Iterator:
-    """Show progress over the cases, starting where an interrupted run stopped."""
-    return iter(tqdm(cases, initial=done, total=total, desc="score", unit=" impressions", smoothing=0.05))
 
 
 def main() -> None:
@@ -123,7 +115,7 @@ def main() -> None:
         print("vLLM starts: some ten seconds, more for a large model", file=sys.stderr)
     # A job is a few row numbers: many at once, since a worker loads its model anew with each lot.
     run = distributed.chosen(args, wants_gpu=True, jobs_at_once=16_384)
-    print(predict(request, args.out, bar, how, run))
+    print(predict(request, args.out, cli.cases_bar, how, run))
 
 
 if __name__ == "__main__":

@@ -158,6 +158,23 @@ def test_a_carried_adapter_is_taken_for_its_own_data_and_settings_alone(data, mo
     assert llm_rows.carried(name, "data/sample") is None
 
 
+@pytest.mark.parametrize("form", ["next_click", "pointwise"])
+def test_the_records_of_a_training_are_built_once(data, tmp_path, monkeypatch, capsys, smollm2, form):
+    """As demo.py and compare.py do before they train a row: with a bar, and not a second time."""
+    monkeypatch.setattr(llm_rows, "MODEL", str(smollm2))
+    llm_rows.build_records(str(data), form, tmp_path)
+    err = capsys.readouterr().err
+    for split in ("fit", "valid", "train"):
+        name = f"mind_dev_{form}_{split}"
+        n = len(json.loads((tmp_path / f"processed/{name}.json").read_text("utf-8")))
+        assert n > 100
+        assert f"{name}: {n if n < 1000 else f'{n / 1000:.2f}k'} records" in err
+    files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+    llm_rows.build_records(str(data), form, tmp_path)
+    assert "already built" in capsys.readouterr().err
+    assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
+
+
 def test_a_submission_for_minds_leaderboard(run_compare, data, tmp_path):
     """The unlabelled test split: one zip a method, in MIND's format, every impression ranked."""
     shutil.copytree(data, tmp_path / "mind")

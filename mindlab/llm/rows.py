@@ -11,9 +11,7 @@ from pathlib import Path
 from types import MappingProxyType
 from typing import Any
 
-from tqdm import tqdm
-
-from mindlab import embedded_model, factory
+from mindlab import cli, embedded_model, factory
 from mindlab.alpaca import BuildOptions, build, is_built, make_budget
 from mindlab.llm.predict import Request, predict
 from mindlab.mind import read_mind
@@ -70,10 +68,7 @@ def build_records(data: str, form: str, dataset_dir: Path, is_control: bool = Fa
         say("already built")
         return
     mind = read_mind(data)
-    build(
-        mind, options, dataset_dir, make_budget(options), hashes,
-        lambda items, name: tqdm(items, desc=name, unit=" records"),
-    )  # fmt: skip
+    build(mind, options, dataset_dir, make_budget(options), hashes, cli.records_bar)
 
 
 def train(config: Path, overrides: dict[str, Any]) -> Path:
@@ -105,9 +100,7 @@ def score(
         data, protocol, form, MODEL, TEMPLATE, str(adapter) if adapter else None,
         limit=limit, seed=seed, cutoff_len=cutoff_len,
     )  # fmt: skip
-    return predict(
-        request, out, lambda cases, done, n: iter(tqdm(cases, initial=done, total=n, unit=" impressions"))
-    )
+    return predict(request, out, cli.cases_bar)
 
 
 def make_row(
