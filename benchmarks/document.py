@@ -45,7 +45,10 @@ def targets() -> str:
     for name in ORDER:
         for row in (Row(**found) for found in results(name).get("rows", [])):
             asked = "" if row.target is None else f"{row.target:g}"
-            verdict = "" if row.target is None else "met" if row.ratio >= row.target else "**missed**"
+            verdict = ""
+            if row.target is not None:
+                reached = row.ratio / row.target
+                verdict = "met" if reached >= 1 else f"**missed**, {reached:.0%} of it"
             memory = " / ".join(
                 "-" if mb is None else f"{mb:,.0f}" for mb in (row.peak_mb, row.other_peak_mb)
             )
@@ -270,10 +273,12 @@ def training() -> str:
             f"{used['achieved'] / 1e9:,.0f}",
             f"{used['product'] / 1e9:,.0f}",
             f"{used['share']:.0%}",
+            f"{used['product'] / found['flops_a_token']:,.0f}",
         ]
         for name, used in found["utilisation"].items()
     ]
-    text = table(["side", "precision", "GFLOP/s reached", "a product alone", "share"], lines)
+    head = ["side", "precision", "GFLOP/s reached", "a product alone", "share", "tokens/s at that rate"]
+    text = table(head, lines)
     if ladder := found.get("ladder"):
         share = ladder["share_of_gain"]
         lines = [
@@ -281,7 +286,11 @@ def training() -> str:
             for name, rate in ladder["tokens_a_second"].items()
         ]
         text += f"\n\n{table(['side', 'real tokens/s', 'share of the gain'], lines)}"
-    return text
+    percent = {
+        name: {kind: 100 * share for kind, share in one["shares"].items()}
+        for name, one in found["profile"].items()
+    }
+    return f"{text}\n\n{profile(percent)}"
 
 
 SECTIONS: dict[str, Callable[[], str]] = {
@@ -304,7 +313,7 @@ def main() -> None:
     for name, make in SECTIONS.items():
         head, tail = around(name)
         write_text(DOCUMENT, f"{head}\n{make()}\n\n{tail}")
-    print(DOCUMENT)
+    print(f"{targets()}\n\n{DOCUMENT}")
 
 
 def around(section: str) -> tuple[str, str]:

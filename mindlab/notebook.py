@@ -5,6 +5,8 @@ People edit the percent twin ``notebooks/src/NAME.py``; ``notebooks/NAME.ipynb``
 """
 
 import ast
+import contextlib
+import importlib
 import io
 import os
 import platform
@@ -280,6 +282,8 @@ def problems(twin: Path, committed: Path) -> list[str]:
         found.append(
             f"{committed.name}: cell {place} is not the twin's; run scripts/run_notebooks.py {twin.stem}"
         )
+    source = "\n".join(cell.source for cell in wanted.cells if cell.cell_type == "code")
+    found += [f"{twin.name}: there is no {name}" for name in unknown_names(source)]
     code = [cell for cell in notebook.cells if cell.cell_type == "code"]
     for cell in code:
         first = (cell.source.splitlines() or [""])[0]
@@ -295,6 +299,31 @@ def problems(twin: Path, committed: Path) -> list[str]:
         if match := ABSOLUTE_PATH.search(text):
             found.append(f"{committed.name}: holds an absolute path, {match[0]!r}")
     return found
+
+
+def unknown_names(source: str) -> list[str]:
+    """Return what a source imports from mindlab, or takes from a module of it, that is not there.
+
+    >>> unknown_names("from mindlab import files, nothing\\nfiles.write_text; files.write_poem()")
+    ['mindlab.nothing', 'mindlab.files.write_poem']
+    """
+    tree = ast.parse(source)
+    modules, unknown = {}, []
+    for node in ast.walk(tree):
+        if isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] == "mindlab":
+            for alias in node.names:
+                whole = f"{node.module}.{alias.name}"
+                with contextlib.suppress(ModuleNotFoundError):
+                    modules[alias.asname or alias.name] = importlib.import_module(whole)
+                    continue
+                if not hasattr(importlib.import_module(node.module), alias.name):
+                    unknown.append(whole)
+    for node in ast.walk(tree):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name):
+            module = modules.get(node.value.id)
+            if module is not None and not hasattr(module, node.attr):
+                unknown.append(f"{module.__name__}.{node.attr}")
+    return unknown
 
 
 def texts(value: Any) -> Iterator[str]:

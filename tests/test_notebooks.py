@@ -162,6 +162,11 @@ def test_problems_finds_a_bad_output(twin, output, expected):
     assert any(expected in line for line in found), found
 
 
+def test_problems_finds_a_name_that_the_package_no_longer_has(twin):
+    twin.write_text(f"{SOURCE}\n# %%\nfrom mindlab import alpaca\n\nalpaca.fit_poem\n", encoding="utf-8")
+    assert notebook.problems(twin, as_if_run(twin)) == [f"{twin.name}: there is no mindlab.alpaca.fit_poem"]
+
+
 def test_problems_finds_what_was_not_run_or_not_written(twin):
     path = twin.parent.parent / "01_small.ipynb"
     assert "no such file" in notebook.problems(twin, path)[0]

@@ -20,7 +20,7 @@ import pandas as pd
 from IPython.display import display
 from llamafactory.data.processor.processor_utils import infer_seqlen
 
-from mindlab import alpaca, factory, protocols
+from mindlab import alpaca, factory, protocols, records
 from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.files import sha256
 from mindlab.mind import NEWS_COLUMNS, read_mind
@@ -203,9 +203,9 @@ print("what is left of it: ", repr(chat.tokenizer.decode(prompt[:kept])[-120:]))
 # %%
 lengths = np.array(chat.estimate([tutorial.record(p) for p in tutorial_test]))
 print(f"{(lengths > cutoff_len).mean():.1%} of the records are longer than {cutoff_len} tokens")
-done = alpaca.Shortening()
-budget = alpaca.Budget(chat.count, chat.estimate, cutoff_len)
-shorter = alpaca.fit_budget(tutorial, longest, int(lengths.max()), budget, done)
+done = records.Shortening()
+budget = records.Budget(chat.count, chat.estimate, cutoff_len)
+shorter = records.fit_budget(tutorial, longest, int(lengths.max()), budget, done)
 print(
     f"the longest: {lengths.max()} tokens, now {chat.count(shorter)}, {done.titles_dropped} titles left out"
 )
