@@ -102,7 +102,6 @@ def ladder() -> dict[str, Side]:
 BEST = ladder()["best"]
 SINGLE = {  # one setting turned back or tried, from `best` or as named
     "best, float32": BEST.and_(bf16=False),
-    "best, all weights bfloat16": BEST.and_(pure_bf16=True, bf16=False),
     "best, records see their neighbours": BEST.and_(neat_packing=False),
     "best, two rows at once": BEST.and_(per_device_train_batch_size=2),
     "best, 8 of like length, not packed": BEST.and_(
