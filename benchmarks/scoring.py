@@ -111,7 +111,7 @@ class Ours:
         self.engine.forget()
         if form == "next_click":
             gain = Gain(self.engine, self.nothing, per_token=False)
-            return np.concatenate([gain(c.prefix, c.news, c.lines) for c in cases])
+            return np.concatenate(gain([(c.prefix, c.news, c.lines) for c in cases]))
         logits = [self.engine.last_logits(c.prefix, c.lines, self.answers) for c in cases]
         return np.concatenate(logits) @ [1.0, -1.0]
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import document, growth, training
+from benchmarks import document, growth, scoring, training
 from mindlab import factory
 from mindlab.errors import UserError
 
@@ -216,3 +216,21 @@ def test_the_document_shows_what_the_benchmarks_kept(monkeypatch):
 def test_the_exponent_of_a_straight_line_is_one():
     assert growth.exponents([1, 4, 16], [2.0, 8.0, 32.0]) == {"all sizes": 1.0, "last two": 1.0}
     assert growth.exponents([1, 4, 16], [1.0, 4.0, 64.0])["last two"] == 2.0
+
+
+@pytest.mark.parametrize("form", ["pointwise", "next_click"])
+def test_both_sides_of_the_scoring_benchmark_give_the_same_scores(tiny_glm, form):
+    from mindlab.llm.hf import HFEngine
+
+    nothing, answers = [7, 8, 9], [11, 12]
+    cases = [
+        scoring.Case([7, 8, 20, 21, 22], [[30, 31, 32], [30, 40], [50]], [3, 4, 5]),
+        scoring.Case([7, 8, 9], [[30, 40], [60, 61]], [4, 6]),  # no history
+        scoring.Case([7, 8, 23, 24], [[50], [60, 61], [30, 31, 32]], [5, 6, 3]),
+    ]
+    ours = scoring.Ours(HFEngine(tiny_glm), nothing, answers).score(form, cases)
+    flat = [(c.prefix, line, news) for c in cases for line, news in zip(c.lines, c.news, strict=True)]
+    for batch in (1, 3):
+        theirs = scoring.Theirs(str(tiny_glm), nothing, answers, batch).score(form, flat)
+        assert ours == pytest.approx(theirs, abs=1e-4)
+    assert len(set(ours.round(4))) > 4
