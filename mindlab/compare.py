@@ -13,7 +13,7 @@ from mindlab import predictions, protocols
 from mindlab.errors import UserError
 from mindlab.files import write_json
 from mindlab.mind import Impressions, Mind, News, read_mind
-from mindlab.recommenders import LEARNED, SIMPLE, STREAMING, make_recommender
+from mindlab.recommenders import HIDDEN, LEARNED, SIMPLE, STREAMING, hidden_states, make_recommender
 from mindlab.recommenders.base import Recommender, score_without_labels
 from mindlab.recommenders.leak_rule import always_no, leak_rule
 from mindlab.recommenders.oracle import Oracle
@@ -45,6 +45,7 @@ class Request:
     n_seeds: int = (
         3  # trainings of a method whose weights are learned; the first has `seed`, the next `seed` + 1
     )
+    encoder: str | None = None  # a causal language model, for a further row of its hidden states
 
 
 def compare(
@@ -61,6 +62,8 @@ def compare(
     """
     known = [*SIMPLE, ORACLE, *BLIND]
     for name in names:
+        if name == encoder_row(request):
+            continue
         if name not in known:
             raise UserError(f"no recommender {name!r}; expected one of {', '.join(known)}")
         if name not in names_of(request.protocol):
@@ -73,13 +76,24 @@ def compare(
     mind: Mind | None = None
     for name in progress(names):
         run = out / name
-        asked = {**asdict(request), "n_seeds": _n_seeds(request, name), "inputs_sha256": hashes}
+        encoder = request.encoder if name == encoder_row(request) else None
+        own = {"n_seeds": _n_seeds(request, name), "encoder": encoder, "inputs_sha256": hashes}
+        asked = {**asdict(request), **own}
         if is_started(run, asked):  # the request is written last
             continue
         mind = mind or read_mind(request.data, folders)
         _run_one(name, request, mind, run)
         write_json(run / REQUEST, asked)
     return [out / name for name in names]
+
+
+def encoder_row(request: Request) -> str | None:
+    """Return the name of the row of the request's own encoder, None if it has none.
+
+    >>> encoder_row(Request("data/sample", encoder="zai-org/glm-4-9b-chat-hf"))
+    'glm-4-9b-chat-hf-hidden-states'
+    """
+    return None if request.encoder is None else Path(request.encoder).name + HIDDEN
 
 
 def names_of(protocol: str) -> list[str]:
@@ -123,7 +137,8 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
             scores = score_without_labels(recommender, test, mind.news, past)
             if request.protocol == "seed":
                 scores = lead_of_last(scores, test.offsets)
-        train_seconds.append(fitted - begin)
+        # News vectors that were there already took their time before.
+        train_seconds.append(fitted - begin + getattr(recommender, "saved_seconds", 0.0))
         score_seconds.append(time.perf_counter() - fitted)
         file = "predictions.parquet" if k == 0 else f"predictions-{k + 1}.parquet"
         table = _table(request, test, mind.news, scores, rows)
@@ -138,6 +153,7 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
             "seeds": seeds,
             "n_impressions": len(rows),
             "params": getattr(recommender, "params", 0),
+            "chosen": getattr(recommender, "chosen", None),  # on the validation day
             "train_seconds": round(float(np.mean(train_seconds)), 3),  # of one seed
             "seconds": round(float(np.mean(score_seconds)), 3),
             "ms_per_impression": round(1000 * float(np.mean(score_seconds)) / len(rows), 3),
@@ -156,6 +172,8 @@ def _recommender(name: str, request: Request, mind: Mind) -> Recommender | None:
         return Oracle(Path(request.data) / folder, mind.splits[folder])
     if request.protocol == "sampled" and name == HistoryPopularity.name:
         return HistoryPopularity()
+    if name == encoder_row(request):
+        return hidden_states(request.encoder)
     return make_recommender(name)
 
 

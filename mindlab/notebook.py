@@ -14,6 +14,7 @@ import re
 import sys
 import tempfile
 from collections.abc import Callable, Iterable, Iterator, Mapping
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -57,11 +58,14 @@ def setup(data: str | Path, seed: int) -> None:
     print(f"seed   {seed}")
 
 
-def bar(items: Iterable[Any], done: int, total: int) -> Iterator[Any]:
+def bar(items: Iterable[Any], done: int, total: int, unit: str = " impressions") -> Iterator[Any]:
     """Show progress over `items` on stderr, which is never kept in a committed notebook."""
     from tqdm import tqdm
 
-    return iter(tqdm(items, initial=done, total=total, unit=" impressions", file=sys.stderr))
+    return iter(tqdm(items, initial=done, total=total, unit=unit, file=sys.stderr))
+
+
+batches_bar = partial(bar, unit=" batches")
 
 
 class LossCurve:

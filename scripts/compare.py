@@ -16,6 +16,8 @@ Examples:
   python scripts/compare.py --data data/raw/MINDlarge --split submission --only popularity-streaming --out runs/submit
   python scripts/compare.py --data data/sample --only popularity,category --limit 600 --out runs/with-llm \\
       --add data/reference_runs/recipe-sample/smollm2-next_topic-lora
+  python scripts/compare.py --data data/raw/MINDsmall --only popularity,minilm,minilm-readers \
+      --encoder zai-org/glm-4-9b-chat-hf --out runs/encoders     (on a GPU: the vectors of all titles, once)
 """
 
 import argparse
@@ -30,12 +32,12 @@ from tqdm import tqdm
 
 from mindlab import cli, kept, protocols
 from mindlab import report as reporting
-from mindlab.compare import BLIND, ORACLE, Request, compare, names_of
+from mindlab.compare import BLIND, ORACLE, Request, compare, encoder_row, names_of
 from mindlab.errors import UserError
 from mindlab.llm import rows
 from mindlab.mind import Impressions, Mind, read_mind
 from mindlab.predictions import read_predictions, write_prediction_zip
-from mindlab.recommenders import NEURAL, SIMPLE
+from mindlab.recommenders import EMBEDDED, NEURAL, PAIRS, SIMPLE
 from mindlab.recommenders.oracle import FILE_NAME
 from mindlab.slices import masks, measure_slices
 
@@ -68,6 +70,11 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--add", nargs="+", type=Path, default=[], metavar="RUN", help="also these run folders"
     )
+    parser.add_argument(
+        "--encoder",
+        metavar="MODEL",
+        help="also rank by the hidden states of this causal model: a folder or hub id",
+    )
     parser.add_argument("--out", type=Path, required=True, help="gets a folder for each row, and the table")
     kept.add_arguments(parser, "tables and learned rows")
     args = parser.parse_args()
@@ -80,7 +87,11 @@ def main() -> None:
     args = arguments()
     is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
     names, llm = names_asked(args, is_synthetic)
-    request = Request(args.data, args.protocol, args.split, args.limit, args.seed, args.seeds)
+    request = Request(args.data, args.protocol, args.split, args.limit, args.seed, args.seeds, args.encoder)
+    if args.encoder:
+        names.append(encoder_row(request))
+    if llm or EMBEDDED in names:
+        rows.get_model()
     with tqdm(names, unit=" methods", file=sys.stderr) as bar:
         runs = compare(request, names, args.out, lambda _: named(bar))
     if args.split == protocols.SUBMISSION:
@@ -88,8 +99,6 @@ def main() -> None:
             write_prediction_zip(run / "prediction.zip", read_predictions(run / "predictions.parquet"))
             print(run / "prediction.zip")
         return
-    if llm:
-        rows.get_model()
     llm_limit = args.limit or args.llm_limit
     llm_runs = [
         rows.make_row(name, args.data, llm_limit, args.out, seed=args.seed, protocol=args.protocol)
@@ -108,16 +117,17 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]),
     }
     boards = {}  # by folder, with the cases that its rows are measured on
+    own = [pair for pair in PAIRS if set(pair) <= set(names)]
     if llm and len(some) < len(whole):
         if runs:
-            boards["all"] = reporting.leaderboard(runs, context=context | {"notes": notes}), whole
+            boards["all"] = reporting.leaderboard(runs, pairs=own, context=context | {"notes": notes}), whole
         notes = [
             *notes,
             f"Language models scored a seeded choice of {len(some)} of the {len(whole)} impressions, and all rows "
             "are measured on just these; the other methods on all impressions: all/report.html.",
         ]
     cases = some if llm else whole
-    pairs = [pair for pair in rows.PAIRS if set(pair) <= set(llm)]
+    pairs = [*own, *(pair for pair in rows.PAIRS if set(pair) <= set(llm))]
     every = [*runs, *llm_runs, *args.add]
     board = reporting.leaderboard(every, pairs=pairs, cases=cases, context=context | {"notes": notes})
     boards["."] = board, cases
@@ -147,11 +157,11 @@ def names_asked(args: argparse.Namespace, is_synthetic: bool) -> tuple[list[str]
 
 
 def keep(out: Path, folder: Path, boards: Iterable[str], runs: list[Path]) -> None:
-    """Copy the tables, and the rows that take minutes to make: the learned ones."""
+    """Copy the tables, and the rows that take a minute or more to make."""
     for place in boards:
         kept.keep([out / place / name for name in TABLES], folder / place)
     for run in runs:
-        if run.name in (*NEURAL, *rows.NAMES):
+        if run.name in (*NEURAL, EMBEDDED, *rows.NAMES):
             kept.keep_run(run, folder)
         adapter = out / "training" / run.name / "adapter"
         if adapter.is_dir():

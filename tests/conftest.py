@@ -45,3 +45,13 @@ def smollm2_chat(smollm2: Path):
     from mindlab.chat import ChatTemplate
 
     return ChatTemplate.load(smollm2, "smollm2")
+
+
+@pytest.fixture(autouse=True)
+def vectors_of_tests_stay_apart(
+    tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Keep news vectors in a folder of the session, not among the user's runs."""
+    from mindlab.recommenders import embedding
+
+    monkeypatch.setattr(embedding, "CACHE", tmp_path_factory.getbasetemp() / "embeddings")

@@ -72,6 +72,27 @@ def test_one_table_of_all(run_compare, tmp_path):
     assert "scored different impressions" in err
 
 
+def test_a_row_for_a_model_of_ones_own(run_compare, tmp_path, tiny_glm):
+    """Hidden states of any causal model; what reading the titles took counts, also when it was done before."""
+    name = f"{tiny_glm.name}-hidden-states"
+    rows = []
+    for out in (tmp_path / "first", tmp_path / "again"):
+        words = ("--only", "popularity", "--limit", 40, "--encoder", tiny_glm, "--out", out)
+        code, _, err = run_compare(*words)
+        assert code == 0, err
+        manifest = json.loads((out / name / "manifest.json").read_text("utf-8"))
+        assert {"layer", "pooling", "centred", "reader"} <= set(manifest["chosen"])
+        rows.append({row["name"]: row for row in json.loads((out / "leaderboard.json").read_text("utf-8"))})
+    first, again = (one[name] for one in rows)
+    assert first["auc"] == again["auc"]
+    assert again["train_seconds"] > 0.5 * first["train_seconds"]
+    code, _, err = run_compare(
+        "--only", "popularity", "--encoder", tmp_path / "none", "--out", tmp_path / "x"
+    )
+    assert code == 2
+    assert "cannot read the model" in err
+
+
 def test_mistakes_are_one_line(run_compare, tmp_path):
     code, _, err = run_compare("--only", "populrity", "--out", tmp_path)
     assert code == 2

@@ -83,7 +83,7 @@ class HFEngine(Engine):
         self.n_parameters = sum(p.numel() for p in model.parameters())  # an adapter merged into them
         self._head_weight = model.get_output_embeddings().weight
         if on_cpu:
-            _pack(self.model, dtype)
+            pack(self.model, dtype)
         self._head_rows = 64 if on_cpu else 1024
         self._token_budget = token_budget
         is_cuda = self.device.startswith("cuda")
@@ -253,7 +253,7 @@ def _has_bfloat16() -> bool:
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
-def _pack(model: torch.nn.Module, dtype: torch.dtype) -> None:
+def pack(model: torch.nn.Module, dtype: torch.dtype) -> None:
     """Replace a model's linear layers by ones that hold `dtype`, in place; all else becomes float32."""
     if dtype == torch.int8:
         by_row = {torch.nn.Linear: torch.ao.quantization.per_channel_dynamic_qconfig}

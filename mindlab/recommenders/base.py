@@ -64,6 +64,31 @@ def training_labels(train: Impressions) -> np.ndarray:
     return train.labels
 
 
+def late_rows(train: Impressions, valid: Impressions | None) -> np.ndarray:
+    """Return which impressions of `train` are from the validation day on, bool (n,); none without `valid`.
+
+    `valid` is a part of `train`: what is chosen on it is chosen by a model of the others.
+    """
+    if valid is None or not len(valid):
+        return np.zeros(len(train), bool)
+    return train.times >= valid.times.min()
+
+
+def some_candidates(train: Impressions, negatives: int, rng: np.random.Generator) -> np.ndarray:
+    """Return the places in ``train.news`` of all clicks and of `negatives` non-clicks a click, of its impression.
+
+    An impression with fewer non-clicks gives all of them.
+    """
+    labels = training_labels(train)
+    owner = np.repeat(np.arange(len(train)), np.diff(train.offsets))
+    order = np.lexsort(
+        (rng.random(len(labels)), labels, owner)
+    )  # of an impression: non-clicks at random, clicks
+    place = np.arange(len(order)) - np.repeat(train.offsets[:-1], np.diff(train.offsets))
+    wanted = negatives * np.bincount(owner, weights=labels, minlength=len(train))
+    return np.sort(order[(labels[order] == 1) | (place < wanted[owner])])
+
+
 def ragged_rows(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     """Return (flat, new_offsets): the flat positions of the ragged `rows`, one row after the other.
 

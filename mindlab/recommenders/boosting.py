@@ -1,14 +1,17 @@
 """LightGBM over counters and similarities: the strong classical row, with no neural network in it."""
 
+from collections.abc import Sequence
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
+from mindlab.embeddings import Encoder, MiniLMEncoder
 from mindlab.errors import UserError
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import history_share, training_labels
+from mindlab.recommenders.base import history_share, late_rows, training_labels
 from mindlab.recommenders.category import CategoryShare
-from mindlab.recommenders.minilm import MiniLM
+from mindlab.recommenders.embedding import EmbeddingCosine, EmbeddingFeatures
 from mindlab.recommenders.past import PastLog
 from mindlab.recommenders.tfidf import TfIdf
 
@@ -33,8 +36,8 @@ class Boosting:
     name = "lightgbm"
     track = "streaming"
 
-    def __init__(self, embedder: MiniLM | None = None) -> None:
-        self._similarities = (CategoryShare(), TfIdf(), embedder or MiniLM())
+    def __init__(self) -> None:
+        self._similarities = (CategoryShare(), TfIdf(), EmbeddingCosine(MiniLMEncoder()))
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
@@ -43,16 +46,9 @@ class Boosting:
         self._seed = int(rng.integers(2**31))
         for one in self._similarities:
             one.fit(train, news, valid, rng)
+        self.saved_seconds = self._similarities[-1].saved_seconds
         self._rate = float(training_labels(train).mean())
-        x = self.features(train, news, PastLog(train))
-        self.rounds = MOST_ROUNDS // 4
-        if valid is not None and len(valid):
-            is_late = np.repeat(train.times >= valid.times.min(), np.diff(train.offsets))
-            if 0 < is_late.sum() < len(is_late):
-                early, late = (np.flatnonzero(part) for part in (~is_late, is_late))
-                self.rounds = self._boost(x, train, early, late).best_iteration
-        self._model = self._boost(x, train, np.arange(len(x)), None)
-        return self
+        return self._fit(self.features(train, news, PastLog(train)), train, valid)
 
     def score(self, test: Impressions, news: News, past: PastLog | None) -> np.ndarray:
         """Return the model's scores."""
@@ -73,9 +69,7 @@ class Boosting:
         columns.append(np.nan_to_num(past.age_hours(rows.news, times), nan=-1.0))
         for topic in (news.category, news.subcategory):
             columns.append(self._topic_rate(rows, topic, times, past))
-        ranked = [_rank_within(column, owner, sizes) for column in columns]
-        history = np.diff(rows.history_offsets)[rows.history][owner]
-        return np.column_stack([*columns, *ranked, sizes[owner], history]).astype(np.float32)
+        return with_ranks(columns, rows)
 
     def _topic_rate(
         self, rows: Impressions, topic: np.ndarray, times: np.ndarray, past: PastLog
@@ -84,6 +78,16 @@ class Boosting:
         code = np.unique(topic.astype(str), return_inverse=True)[1]
         clicks, exposures = past.by(code).counts(code[rows.news], times, 24.0)
         return (clicks + STRENGTH * self._rate) / (exposures + STRENGTH)
+
+    def _fit(self, x: np.ndarray, train: Impressions, valid: Impressions | None) -> Self:
+        """Choose the rounds, then boost on all."""
+        self.rounds = MOST_ROUNDS // 4
+        is_late = np.repeat(late_rows(train, valid), np.diff(train.offsets))
+        if 0 < is_late.sum() < len(is_late):
+            early, late = (np.flatnonzero(part) for part in (~is_late, is_late))
+            self.rounds = self._boost(x, train, early, late).best_iteration
+        self._model = self._boost(x, train, np.arange(len(x)), None)
+        return self
 
     def _boost(self, x: np.ndarray, train: Impressions, rows: np.ndarray, late: np.ndarray | None):
         lightgbm = _lightgbm()
@@ -105,6 +109,35 @@ class Boosting:
         return lightgbm.train(settings, fitting, MOST_ROUNDS, [data(late, fitting)], callbacks=[stop])
 
 
+class EmbeddingBoosting(Boosting):
+    """LightGBM's LambdaRank, as `Boosting`, on `EmbeddingFeatures` alone: no counter, no column but the text."""
+
+    track = "static"
+
+    def __init__(
+        self, encoders: Sequence[Encoder], name: str = "embeddings-lightgbm", cache: Path | None = None
+    ):
+        self.name = name
+        self._features = EmbeddingFeatures(encoders, cache)
+
+    def fit(
+        self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
+    ) -> Self:
+        """Choose the views and the rounds on `valid` (a part of `train`), then fit on all of `train`."""
+        self._features.fit(train, news, valid, rng)
+        self.saved_seconds = self._features.saved_seconds
+        self._seed = int(rng.integers(2**31))
+        return self._fit(self.features(train), train, valid)
+
+    def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
+        """Return the model's scores."""
+        return self._model.predict(self.features(test))
+
+    def features(self, rows: Impressions) -> np.ndarray:
+        """Return float32 (n_candidates, n_features)."""
+        return with_ranks(list(self._features.of(rows).T), rows)
+
+
 def _lightgbm():
     """Import LightGBM; its wheel leaves the OpenMP library to the system."""
     try:
@@ -114,6 +147,15 @@ def _lightgbm():
             f"lightgbm needs OpenMP ({error}): apt install libgomp1, or on macOS brew install libomp"
         ) from None
     return lightgbm
+
+
+def with_ranks(columns: list[np.ndarray], rows: Impressions) -> np.ndarray:
+    """Return float32 (n_candidates, n): the columns, each also as its rank in the impression, and the two sizes."""
+    sizes = np.diff(rows.offsets)
+    owner = np.repeat(np.arange(len(rows)), sizes)
+    ranked = [_rank_within(column, owner, sizes) for column in columns]
+    history = np.diff(rows.history_offsets)[rows.history][owner]
+    return np.column_stack([*columns, *ranked, sizes[owner], history]).astype(np.float32)
 
 
 def _rank_within(values: np.ndarray, owner: np.ndarray, sizes: np.ndarray) -> np.ndarray:

@@ -18,9 +18,10 @@ import torch
 from torch import nn
 from torch.nn import functional
 
+from mindlab.embeddings import MiniLMEncoder
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import training_labels, used_histories
-from mindlab.recommenders.minilm import CANDIDATES_PER_CHUNK, MiniLM
+from mindlab.recommenders.base import late_rows, training_labels, used_histories
+from mindlab.recommenders.embedding import CHUNK, EmbeddingCosine
 from mindlab.recommenders.past import PastLog
 
 PAD = 0
@@ -132,6 +133,23 @@ class NRMSModel(Model):
         return self.reader_encoder(clicked, mask)
 
 
+class VectorNRMSModel(Model):
+    """NRMS whose news are an encoder's vectors, as they are, through one linear layer; only readers are learned."""
+
+    def __init__(self, words, texts, n_readers, settings):
+        nn.Module.__init__(self)
+        self.settings, self.texts = settings, texts
+        self.project = nn.Linear(texts["vectors"].shape[1], settings.width)
+        self.drop = nn.Dropout(settings.dropout)
+        self.reader_encoder = SelfAttention(settings)
+
+    def read(self, news):
+        return self.project(self.drop(self.texts["vectors"][news]))
+
+    def follow(self, clicked, mask, reader):
+        return self.reader_encoder(clicked, mask)
+
+
 class NAMLModel(Model):
     """Title, category and subcategory as views of a news, weighed by attention; attention over the clicked."""
 
@@ -197,17 +215,27 @@ class Neural:
     """A recommender around one of the models: training with early stopping, and scoring.
 
     The number of epochs is chosen on `valid` by a model of the days before it; the model is then trained for
-    that many epochs on all of `train`.
+    that many epochs on all of `train`. With `most_epochs=0` it stays as it was drawn: the row that a trained one is
+    to be compared with. `news` gives `VectorNRMSModel` its vectors.
     """
 
     track = "static"
 
     def __init__(
-        self, name: str = "nrms", settings: Settings | None = None, show: Callable[[str], None] | None = None
+        self,
+        name: str = "nrms",
+        settings: Settings | None = None,
+        show: Callable[[str], None] | None = None,
+        kind: str | None = None,
+        news: EmbeddingCosine | None = None,
     ):
+        """Take the row's name and the `kind` of model, of `MODELS`, which is the name unless given."""
         self.name = name
         self.settings = settings or Settings()
         self.show = show or (lambda line: None)
+        self.kind = MODELS[kind or name]
+        self._encoded = news
+        self.saved_seconds = 0.0
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
@@ -216,11 +244,15 @@ class Neural:
         from mindlab.metrics import ranking_metrics
 
         seed = int(rng.integers(2**31))
+        if self._encoded:
+            self._encoded.fit(train, news, valid, rng)
+            self.saved_seconds = self._encoded.saved_seconds
         self._prepare(news)
         self.epochs = self.settings.most_epochs
-        is_late = np.zeros(len(train), bool)
-        if valid is not None and len(valid):
-            is_late = train.times >= valid.times.min()
+        if not self.epochs:
+            self._draw(train, seed)
+            return self
+        is_late = late_rows(train, valid)
         if 0 < is_late.sum() < len(train):
             early, late = train.take(np.flatnonzero(~is_late)), train.take(np.flatnonzero(is_late))
             found = []
@@ -264,15 +296,18 @@ class Neural:
         owner = np.repeat(which.reshape(-1), np.diff(test.offsets))
         vectors = vectors.cpu().numpy()
         scores = np.empty(len(owner))
-        for start in range(0, len(owner), CANDIDATES_PER_CHUNK):
-            part = slice(start, start + CANDIDATES_PER_CHUNK)
+        for start in range(0, len(owner), CHUNK):
+            part = slice(start, start + CHUNK)
             scores[part] = np.einsum("ij,ij->i", readers[owner[part]], vectors[test.news[part]])
         return scores
 
     def _prepare(self, news: News) -> None:
-        """Turn the catalogue into token and topic numbers, and load the first word vectors."""
-        embedder = MiniLM()
-        tokenizer, table = embedder.words()
+        """Turn the catalogue into token and topic numbers, and load the first word vectors; or into vectors."""
+        if self._encoded:
+            vectors = torch.from_numpy(self._encoded.vectors)
+            self._word_vectors, self._texts = None, {"vectors": vectors.to(self.settings.device)}
+            return
+        tokenizer, table = MiniLMEncoder().words()
         tokens = tokenizer(
             news.title.tolist(), padding="max_length", truncation=True, add_special_tokens=False,
             max_length=self.settings.title_length, return_tensors="pt",
@@ -290,17 +325,20 @@ class Neural:
             name: text.to(self.settings.device) for name, text in {"title": compact, **topics}.items()
         }
 
-    def _train(self, train: Impressions, seed: int) -> Iterator[int]:
-        """Train a new model; yield after each epoch."""
-        settings, rng = self.settings, np.random.default_rng(seed)
+    def _draw(self, train: Impressions, seed: int) -> None:
+        """Make a new model of random weights, but for the word vectors."""
         torch.manual_seed(seed)
         self._users = {user: i + 1 for i, user in enumerate(np.unique(train.users.astype(str)))}
         words = self._word_vectors
-        if settings.word_vectors == "random":
+        if words is not None and self.settings.word_vectors == "random":
             words = torch.randn_like(words) * words.std()
             words[PAD] = 0
-        kind = MODELS[self.name]
-        self._model = kind(words, self._texts, len(self._users), settings).to(settings.device)
+        self._model = self.kind(words, self._texts, len(self._users), self.settings).to(self.settings.device)
+
+    def _train(self, train: Impressions, seed: int) -> Iterator[int]:
+        """Train a new model; yield after each epoch."""
+        settings, rng = self.settings, np.random.default_rng(seed)
+        self._draw(train, seed)
         optimiser = torch.optim.Adam(self._model.parameters(), lr=settings.learning_rate)
         row, history, offsets = used_histories(train)
         readers = self._readers(train.users)
@@ -351,7 +389,7 @@ class Neural:
 
     def _readers(self, users: np.ndarray) -> np.ndarray:
         """Return the training numbers of readers, 0 for a stranger."""
-        if not MODELS[self.name].reads_readers:
+        if not self.kind.reads_readers:
             return np.zeros(len(users), dtype=np.int64)
         return np.array([self._users.get(str(user), 0) for user in users], dtype=np.int64)
 
@@ -380,4 +418,4 @@ def _with_negatives(
     return news, is_real
 
 
-MODELS = {"nrms": NRMSModel, "naml": NAMLModel, "lstur": LSTURModel}
+MODELS = {"nrms": NRMSModel, "naml": NAMLModel, "lstur": LSTURModel, "embeddings-nrms": VectorNRMSModel}

@@ -1,0 +1,252 @@
+"""Rankers over news vectors: cosine with a reader's vector, and classic models that learn from such vectors."""
+
+from collections.abc import Iterable, Iterator, Sequence
+from itertools import product
+from pathlib import Path
+from typing import Any, NamedTuple, Self
+
+import numpy as np
+
+from mindlab.embeddings import Encoder, news_vectors
+from mindlab.mind import Impressions, News
+from mindlab.recommenders.base import late_rows, some_candidates, training_labels
+from mindlab.recommenders.past import PastLog
+
+CACHE = Path("runs/embeddings")
+CHUNK = 200_000  # candidates
+
+
+class Reader(NamedTuple):
+    """How a history becomes one vector, or one score.
+
+    - mean: the mean of the clicked news' vectors;
+    - recent: the same with weights that halve every `strength` clicks back;
+    - attention: each candidate weighs the history by the softmax of its cosines times `strength`, so that the news
+      most like it count most (without learned weights; with them it is DIN's, Zhou et al., KDD 2018).
+    """
+
+    kind: str = "mean"
+    strength: float = 0.0
+
+
+MEAN = Reader()
+READERS = (MEAN, *(Reader("recent", k) for k in (4.0, 16.0)), *(Reader("attention", k) for k in (5.0, 15.0)))
+CENTRED = (False, True)
+
+
+def unit(vectors: np.ndarray) -> np.ndarray:
+    """Return the rows as float32 of length 1; a row of zeros stays.
+
+    >>> unit(np.array([[3.0, 4.0], [0.0, 0.0]])).round(1).tolist()
+    [[0.6000000238418579, 0.800000011920929], [0.0, 0.0]]
+    """
+    vectors = np.asarray(vectors, np.float32)
+    norms = np.linalg.norm(vectors, axis=1, keepdims=True)
+    return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
+
+
+def reader_scores(test: Impressions, vectors: np.ndarray, readers: Sequence[Reader]) -> np.ndarray:
+    """Return the score of every candidate for each way to read a history, float64 (len(readers), n_candidates).
+
+    `vectors` are unit rows (n_news, width). `mean` and `recent` give the cosine of candidate and reader, `attention`
+    the weighted mean of the cosines with the history. An empty history scores 0.
+    """
+    scores = np.zeros((len(readers), len(test.news)))
+    latest, clicked, profiles = -1, vectors[:0], None
+    for row in np.argsort(test.history, kind="stable"):  # readers return: theirs is put together once
+        if test.history[row] != latest:
+            latest = test.history[row]
+            clicked = vectors[test.history_news[slice(*test.history_offsets[latest : latest + 2])]]
+            profiles = _profiles(clicked, readers)
+        if not len(clicked):
+            continue
+        here = slice(*test.offsets[row : row + 2])
+        candidates = vectors[test.news[here]]
+        scores[:, here] = profiles @ candidates.T
+        near = candidates @ clicked.T if any(one.kind == "attention" for one in readers) else None
+        for k, one in enumerate(readers):
+            if one.kind == "attention":
+                weights = np.exp(one.strength * (near - near.max(1, keepdims=True)))
+                scores[k, here] = (weights * near).sum(1) / weights.sum(1)
+    return scores
+
+
+def reader_vectors(test: Impressions, vectors: np.ndarray, reader: Reader = MEAN) -> np.ndarray:
+    """Return the unit vector of each distinct history of `test`, float32 (n_histories, width); not for attention."""
+    bounds = zip(test.history_offsets[:-1], test.history_offsets[1:], strict=True)
+    return np.concatenate([_profiles(vectors[test.history_news[a:b]], [reader]) for a, b in bounds])
+
+
+def _profiles(clicked: np.ndarray, readers: Sequence[Reader]) -> np.ndarray:
+    """Return one unit vector a reader, of zeros for `attention`, which has none."""
+    weights = np.array([_weights(one, len(clicked)) for one in readers], np.float32)
+    return unit(weights @ clicked)
+
+
+def _weights(reader: Reader, n: int) -> np.ndarray:
+    """Return what each of n clicks counts, the oldest first."""
+    if reader.kind == "attention":
+        return np.zeros(n)
+    return 0.5 ** (np.arange(n)[::-1] / reader.strength) if reader.kind == "recent" else np.ones(n)
+
+
+class EmbeddingCosine:
+    """Score = how near the candidate's vector is to the history's.
+
+    Nothing is trained. Where there is a choice (of layers and poolings, of readers, of centring) it is made by the AUC of
+    the validation day. Centring takes the mean vector of the news known in training away: what all titles have in
+    common tells no two of them apart (Mu and Viswanath, All-but-the-Top, ICLR 2018).
+    """
+
+    track = "static"
+
+    def __init__(
+        self,
+        encoder: Encoder,
+        name: str | None = None,
+        readers: Sequence[Reader] = (MEAN,),
+        centred: Sequence[bool] = (False,),
+        cache: Path | None = None,
+    ):
+        self.encoder, self.name = encoder, name or encoder.name
+        self.readers, self.centred, self.cache = tuple(readers), tuple(centred), cache
+        self.saved_seconds = 0.0  # that reading vectors from the cache saved
+
+    def fit(
+        self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
+    ) -> Self:
+        """Compute or read the vectors of the catalogue, and choose on `valid`; without it the first choice is taken."""
+        from mindlab.metrics import ranking_metrics
+
+        found = news_vectors(news, self.encoder, CACHE if self.cache is None else self.cache)
+        self.saved_seconds = found.seconds if found.is_kept else 0.0
+        known = np.union1d(train.news, train.history_news)
+        self.tried: list[dict[str, Any]] = []
+        views = list(product(range(len(self.encoder.views)), self.centred))
+        best = 0
+        if valid is not None and len(valid) and len(views) * len(self.readers) > 1:
+            unlabelled = valid.without_labels()
+            for view in views:
+                vectors = _view(found.values, known, *view)
+                for reader, scores in zip(
+                    self.readers, reader_scores(unlabelled, vectors, self.readers), strict=True
+                ):
+                    aucs = ranking_metrics(scores, valid.labels, valid.offsets)["auc"]
+                    self.tried.append(self._about(view, reader) | {"auc": float(np.nanmean(aucs))})
+            best = int(np.argmax([one["auc"] for one in self.tried]))
+        view, self.reader = views[best // len(self.readers)], self.readers[best % len(self.readers)]
+        self.vectors = _view(found.values, known, *view)
+        self.chosen = self._about(view, self.reader)
+        return self
+
+    def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
+        """Return the scores of the chosen vectors and reader."""
+        return reader_scores(test, self.vectors, [self.reader])[0]
+
+    def _about(self, view: tuple[int, bool], reader: Reader) -> dict[str, Any]:
+        return {
+            **self.encoder.views[view[0]],
+            "centred": view[1],
+            "reader": reader.kind,
+            "strength": reader.strength,
+        }
+
+
+def _view(values: np.ndarray, known: np.ndarray, view: int, is_centred: bool) -> np.ndarray:
+    """Return the unit vectors of one view of (n_news, n_views, width)."""
+    vectors = unit(values[:, view])
+    return unit(vectors - vectors[known].mean(0)) if is_centred else vectors
+
+
+class EmbeddingFeatures:
+    """How near a candidate is to its reader, by encoder and way to read: what classic models are given.
+
+    Each encoder's view is chosen on the validation day (`EmbeddingCosine`); the scores of all `READERS` are features.
+    """
+
+    def __init__(self, encoders: Sequence[Encoder], cache: Path | None = None):
+        self.parts = [EmbeddingCosine(one, readers=READERS, centred=CENTRED, cache=cache) for one in encoders]
+
+    def fit(
+        self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
+    ) -> Self:
+        """Choose the views."""
+        for part in self.parts:
+            part.fit(train, news, valid, rng)
+        self.saved_seconds = sum(part.saved_seconds for part in self.parts)
+        return self
+
+    def of(self, rows: Impressions) -> np.ndarray:
+        """Return float64 (n_candidates, len(encoders) * len(READERS))."""
+        return np.concatenate([reader_scores(rows, part.vectors, READERS) for part in self.parts]).T
+
+
+class EmbeddingLogistic:
+    """Logistic regression on `EmbeddingFeatures` and on the products, dimension by dimension, of reader and candidate.
+
+    A cosine is the sum of these products (of the first encoder); here each has a weight of its own. Trained on every
+    click and K non-clicks a click of its impression. The penalty is chosen on `valid` by a model of the days before.
+    """
+
+    track = "static"
+    penalties = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C, the smallest first
+
+    def __init__(
+        self,
+        encoders: Sequence[Encoder],
+        name: str = "embeddings-logistic",
+        negatives: int = 4,
+        cache: Path | None = None,
+    ):
+        self.name, self.negatives = name, negatives
+        self._features = EmbeddingFeatures(encoders, cache)
+
+    def fit(
+        self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
+    ) -> Self:
+        """Choose the penalty on `valid` (a part of `train`), then fit on all of `train`."""
+        from mindlab.metrics import ranking_metrics
+
+        self._features.fit(train, news, valid, rng)
+        self.saved_seconds = self._features.saved_seconds
+        rows = some_candidates(train, self.negatives, rng)
+        (x,) = self._inputs(train, [rows])
+        y = training_labels(train)[rows]
+        best, self.tried = self.penalties[1], []
+        is_late = late_rows(train, valid)
+        if 0 < is_late.sum() < len(train):
+            early = ~np.repeat(is_late, np.diff(train.offsets))[rows]
+            late = train.take(np.flatnonzero(is_late))
+            for penalty in self.penalties:
+                self._fit(x[early], y[early], penalty)
+                scores = self.score(late.without_labels(), news)
+                auc = float(np.nanmean(ranking_metrics(scores, late.labels, late.offsets)["auc"]))
+                self.tried.append({"C": penalty, "auc": auc})
+            best = max(self.tried, key=lambda one: one["auc"])["C"]
+        self.chosen = {"C": best}
+        self._fit(x, y, best)
+        self.params = self._model[-1].coef_.size + 1
+        return self
+
+    def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
+        """Return the log odds of a click."""
+        rows = np.arange(len(test.news))
+        parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
+        found = [self._model.decision_function(x) for x in self._inputs(test, parts)]
+        return np.concatenate(found).astype(np.float64)
+
+    def _fit(self, x: np.ndarray, y: np.ndarray, penalty: float) -> None:
+        from sklearn.linear_model import LogisticRegression
+        from sklearn.pipeline import make_pipeline
+        from sklearn.preprocessing import StandardScaler
+
+        self._model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(x, y)
+
+    def _inputs(self, rows: Impressions, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
+        """Yield float32 (n, n_features) for each part, an array of candidates' places in ``rows.news``."""
+        vectors = self._features.parts[0].vectors
+        near, readers = self._features.of(rows), reader_vectors(rows, vectors)
+        owner = np.repeat(rows.history, np.diff(rows.offsets))
+        for part in parts:
+            products = readers[owner[part]] * vectors[rows.news[part]]
+            yield np.column_stack([near[part], products]).astype(np.float32)
