@@ -4,8 +4,8 @@
 # - **Reads**: `data/sample` (synthetic MIND), `models/smollm2-135m`, the adapter in `data/reference_runs`
 # - **Writes**: `runs/notebook_06`: a run folder for each method and protocol, and `report.html`
 # - **Time on the sample**: a few minutes. **Hardware**: two CPU cores
-# - **Previous**: [05 Why ninety-eight percent](05_why_97_8_percent.ipynb). **Next**: the whole table, with the neural
-#   rankers, is `python scripts/compare.py`
+# - **Previous**: [05 Why ninety-eight percent](05_why_97_8_percent.ipynb). **Next**: [07 Embeddings and a
+#   ranker](07_embeddings_and_a_ranker.ipynb)
 #
 # You will be able to
 # 1. put methods into one table so that their numbers can be compared, and say when that is forbidden;
@@ -170,7 +170,7 @@ assert cold["n"] < 20 or abs(cold["category"] - 0.5) < 0.02
 # ## 5 What does it cost?
 #
 # Now a language model, untuned and tuned for a few minutes (the adapter that the repository carries), on a seeded choice
-# of impressions, because each takes it about a second. All other rows are measured on just these impressions.
+# of impressions, because each takes it about half a second. All other rows are measured on just these impressions.
 
 # %%
 llm = ["smollm2-next_click-base", "smollm2-next_click-lora"]
