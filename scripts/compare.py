@@ -16,7 +16,7 @@ Examples:
   python scripts/compare.py --data data/raw/MINDlarge --split submission --only popularity-streaming --out runs/submit
   python scripts/compare.py --data data/sample --only popularity,category --limit 600 --out runs/with-llm \\
       --add data/reference_runs/recipe-sample/smollm2-next_topic-lora
-  python scripts/compare.py --data data/raw/MINDsmall --only popularity,minilm,minilm-readers \
+  python scripts/compare.py --data data/raw/MINDsmall --only popularity,minilm,minilm-readers \\
       --encoder zai-org/glm-4-9b-chat-hf --out runs/encoders     (on a GPU: the vectors of all titles, once)
 """
 

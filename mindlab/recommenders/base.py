@@ -65,13 +65,22 @@ def training_labels(train: Impressions) -> np.ndarray:
 
 
 def late_rows(train: Impressions, valid: Impressions | None) -> np.ndarray:
-    """Return which impressions of `train` are from the validation day on, bool (n,); none without `valid`.
+    """Return which impressions of `train` are from the validation day on, bool (n,).
 
-    `valid` is a part of `train`: what is chosen on it is chosen by a model of the others.
+    `valid` is a part of `train`: what is chosen on it is chosen by a model of the others. None are late where there is no
+    such choice: without `valid`, or with nothing before it.
     """
-    if valid is None or not len(valid):
-        return np.zeros(len(train), bool)
-    return train.times >= valid.times.min()
+    is_late = np.zeros(len(train), bool)
+    if valid is not None and len(valid):
+        is_late = train.times >= valid.times.min()
+    return is_late & ~is_late.all()
+
+
+def mean_auc(scores: np.ndarray, rows: Impressions) -> float:
+    """Return the AUC of labelled impressions, the mean over those that have one."""
+    from mindlab.metrics import ranking_metrics
+
+    return float(np.nanmean(ranking_metrics(scores, rows.labels, rows.offsets)["auc"]))
 
 
 def some_candidates(train: Impressions, negatives: int, rng: np.random.Generator) -> np.ndarray:

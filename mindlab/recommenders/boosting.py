@@ -2,7 +2,7 @@
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Self
+from typing import Any, Self
 
 import numpy as np
 
@@ -43,12 +43,14 @@ class Boosting:
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
     ) -> Self:
         """Choose the rounds on `valid` (a part of `train`), then fit on all of `train`."""
-        self._seed = int(rng.integers(2**31))
+        seed = int(rng.integers(2**31))
         for one in self._similarities:
             one.fit(train, news, valid, rng)
         self.saved_seconds = self._similarities[-1].saved_seconds
         self._rate = float(training_labels(train).mean())
-        return self._fit(self.features(train, news, PastLog(train)), train, valid)
+        x = self.features(train, news, PastLog(train))
+        self._model, self.rounds = lambdarank(x, train, valid, seed)
+        return self
 
     def score(self, test: Impressions, news: News, past: PastLog | None) -> np.ndarray:
         """Return the model's scores."""
@@ -58,9 +60,7 @@ class Boosting:
 
     def features(self, rows: Impressions, news: News, past: PastLog) -> np.ndarray:
         """Return float32 (n_candidates, n_features), from what was known before each impression."""
-        sizes = np.diff(rows.offsets)
-        owner = np.repeat(np.arange(len(rows)), sizes)
-        times = rows.times[owner]
+        times = np.repeat(rows.times, np.diff(rows.offsets))
         columns = [one.score(rows, news, None) for one in self._similarities]
         columns.append(history_share(rows, news.subcategory))
         for half_life in HALF_LIVES:
@@ -79,45 +79,14 @@ class Boosting:
         clicks, exposures = past.by(code).counts(code[rows.news], times, 24.0)
         return (clicks + STRENGTH * self._rate) / (exposures + STRENGTH)
 
-    def _fit(self, x: np.ndarray, train: Impressions, valid: Impressions | None) -> Self:
-        """Choose the rounds, then boost on all."""
-        self.rounds = MOST_ROUNDS // 4
-        is_late = np.repeat(late_rows(train, valid), np.diff(train.offsets))
-        if 0 < is_late.sum() < len(is_late):
-            early, late = (np.flatnonzero(part) for part in (~is_late, is_late))
-            self.rounds = self._boost(x, train, early, late).best_iteration
-        self._model = self._boost(x, train, np.arange(len(x)), None)
-        return self
 
-    def _boost(self, x: np.ndarray, train: Impressions, rows: np.ndarray, late: np.ndarray | None):
-        lightgbm = _lightgbm()
-        owner = np.repeat(np.arange(len(train)), np.diff(train.offsets))
-        settings = {
-            "objective": "lambdarank", "metric": "ndcg", "eval_at": [10], "learning_rate": 0.05, "num_leaves": 15,
-            "min_data_in_leaf": 100, "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1,
-            "lambda_l2": 5.0, "seed": self._seed, "deterministic": True, "num_threads": 2, "verbosity": -1,
-        }  # fmt: skip
-
-        def data(part: np.ndarray, reference=None):
-            groups = np.unique(owner[part], return_counts=True)[1]
-            return lightgbm.Dataset(x[part], train.labels[part], group=groups, reference=reference)
-
-        fitting = data(rows)
-        if late is None:
-            return lightgbm.train(settings, fitting, self.rounds)
-        stop = lightgbm.early_stopping(PATIENCE, verbose=False)
-        return lightgbm.train(settings, fitting, MOST_ROUNDS, [data(late, fitting)], callbacks=[stop])
-
-
-class EmbeddingBoosting(Boosting):
+class EmbeddingBoosting:
     """LightGBM's LambdaRank, as `Boosting`, on `EmbeddingFeatures` alone: no counter, no column but the text."""
 
+    name = "embeddings-lightgbm"
     track = "static"
 
-    def __init__(
-        self, encoders: Sequence[Encoder], name: str = "embeddings-lightgbm", cache: Path | None = None
-    ):
-        self.name = name
+    def __init__(self, encoders: Sequence[Encoder], cache: Path | None = None):
         self._features = EmbeddingFeatures(encoders, cache)
 
     def fit(
@@ -126,8 +95,9 @@ class EmbeddingBoosting(Boosting):
         """Choose the views and the rounds on `valid` (a part of `train`), then fit on all of `train`."""
         self._features.fit(train, news, valid, rng)
         self.saved_seconds = self._features.saved_seconds
-        self._seed = int(rng.integers(2**31))
-        return self._fit(self.features(train), train, valid)
+        seed = int(rng.integers(2**31))
+        self._model, self.rounds = lambdarank(self.features(train), train, valid, seed)
+        return self
 
     def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
         """Return the model's scores."""
@@ -136,6 +106,33 @@ class EmbeddingBoosting(Boosting):
     def features(self, rows: Impressions) -> np.ndarray:
         """Return float32 (n_candidates, n_features)."""
         return with_ranks(list(self._features.of(rows).T), rows)
+
+
+def lambdarank(x: np.ndarray, train: Impressions, valid: Impressions | None, seed: int) -> tuple[Any, int]:
+    """Return a model of all of `train` and its number of rounds, which is chosen on `valid`.
+
+    `x` is float32 (n_candidates, n_features) of `train`.
+    """
+    lightgbm = _lightgbm()
+    owner = np.repeat(np.arange(len(train)), np.diff(train.offsets))
+    settings = {
+        "objective": "lambdarank", "metric": "ndcg", "eval_at": [10], "learning_rate": 0.05, "num_leaves": 15,
+        "min_data_in_leaf": 100, "feature_fraction": 0.7, "bagging_fraction": 0.8, "bagging_freq": 1,
+        "lambda_l2": 5.0, "seed": seed, "deterministic": True, "num_threads": 2, "verbosity": -1,
+    }  # fmt: skip
+
+    def data(part: np.ndarray, reference: Any = None) -> Any:
+        groups = np.unique(owner[part], return_counts=True)[1]
+        return lightgbm.Dataset(x[part], train.labels[part], group=groups, reference=reference)
+
+    rounds = MOST_ROUNDS // 4
+    is_late = late_rows(train, valid)[owner]
+    if is_late.any():
+        early = data(np.flatnonzero(~is_late))
+        late = data(np.flatnonzero(is_late), early)
+        stop = lightgbm.early_stopping(PATIENCE, verbose=False)
+        rounds = lightgbm.train(settings, early, MOST_ROUNDS, [late], callbacks=[stop]).best_iteration
+    return lightgbm.train(settings, data(np.arange(len(x))), rounds), rounds
 
 
 def _lightgbm():

@@ -9,7 +9,7 @@ import numpy as np
 
 from mindlab.embeddings import Encoder, news_vectors
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import late_rows, some_candidates, training_labels
+from mindlab.recommenders.base import late_rows, mean_auc, some_candidates, training_labels
 from mindlab.recommenders.past import PastLog
 
 CACHE = Path("runs/embeddings")
@@ -116,8 +116,6 @@ class EmbeddingCosine:
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
     ) -> Self:
         """Compute or read the vectors of the catalogue, and choose on `valid`; without it the first choice is taken."""
-        from mindlab.metrics import ranking_metrics
-
         found = news_vectors(news, self.encoder, CACHE if self.cache is None else self.cache)
         self.saved_seconds = found.seconds if found.is_kept else 0.0
         known = np.union1d(train.news, train.history_news)
@@ -128,11 +126,9 @@ class EmbeddingCosine:
             unlabelled = valid.without_labels()
             for view in views:
                 vectors = _view(found.values, known, *view)
-                for reader, scores in zip(
-                    self.readers, reader_scores(unlabelled, vectors, self.readers), strict=True
-                ):
-                    aucs = ranking_metrics(scores, valid.labels, valid.offsets)["auc"]
-                    self.tried.append(self._about(view, reader) | {"auc": float(np.nanmean(aucs))})
+                by_reader = reader_scores(unlabelled, vectors, self.readers)
+                for reader, scores in zip(self.readers, by_reader, strict=True):
+                    self.tried.append(self._about(view, reader) | {"auc": mean_auc(scores, valid)})
             best = int(np.argmax([one["auc"] for one in self.tried]))
         view, self.reader = views[best // len(self.readers)], self.readers[best % len(self.readers)]
         self.vectors = _view(found.values, known, *view)
@@ -188,25 +184,18 @@ class EmbeddingLogistic:
     click and K non-clicks a click of its impression. The penalty is chosen on `valid` by a model of the days before.
     """
 
+    name = "embeddings-logistic"
     track = "static"
     penalties = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C, the smallest first
 
-    def __init__(
-        self,
-        encoders: Sequence[Encoder],
-        name: str = "embeddings-logistic",
-        negatives: int = 4,
-        cache: Path | None = None,
-    ):
-        self.name, self.negatives = name, negatives
+    def __init__(self, encoders: Sequence[Encoder], negatives: int = 4, cache: Path | None = None):
+        self.negatives = negatives
         self._features = EmbeddingFeatures(encoders, cache)
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
     ) -> Self:
         """Choose the penalty on `valid` (a part of `train`), then fit on all of `train`."""
-        from mindlab.metrics import ranking_metrics
-
         self._features.fit(train, news, valid, rng)
         self.saved_seconds = self._features.saved_seconds
         rows = some_candidates(train, self.negatives, rng)
@@ -214,33 +203,30 @@ class EmbeddingLogistic:
         y = training_labels(train)[rows]
         best, self.tried = self.penalties[1], []
         is_late = late_rows(train, valid)
-        if 0 < is_late.sum() < len(train):
+        if is_late.any():
             early = ~np.repeat(is_late, np.diff(train.offsets))[rows]
             late = train.take(np.flatnonzero(is_late))
-            for penalty in self.penalties:
-                self._fit(x[early], y[early], penalty)
-                scores = self.score(late.without_labels(), news)
-                auc = float(np.nanmean(ranking_metrics(scores, late.labels, late.offsets)["auc"]))
-                self.tried.append({"C": penalty, "auc": auc})
+            models = [_logistic(x[early], y[early], penalty) for penalty in self.penalties]
+            for penalty, scores in zip(
+                self.penalties, self._scores(models, late.without_labels()), strict=True
+            ):
+                self.tried.append({"C": penalty, "auc": mean_auc(scores, late)})
             best = max(self.tried, key=lambda one: one["auc"])["C"]
         self.chosen = {"C": best}
-        self._fit(x, y, best)
+        self._model = _logistic(x, y, best)
         self.params = self._model[-1].coef_.size + 1
         return self
 
     def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
         """Return the log odds of a click."""
+        return self._scores([self._model], test)[0]
+
+    def _scores(self, models: Sequence[Any], test: Impressions) -> np.ndarray:
+        """Return float64 (len(models), n_candidates); the inputs are made once for all models."""
         rows = np.arange(len(test.news))
         parts = [rows[start : start + CHUNK] for start in range(0, len(rows), CHUNK)]
-        found = [self._model.decision_function(x) for x in self._inputs(test, parts)]
-        return np.concatenate(found).astype(np.float64)
-
-    def _fit(self, x: np.ndarray, y: np.ndarray, penalty: float) -> None:
-        from sklearn.linear_model import LogisticRegression
-        from sklearn.pipeline import make_pipeline
-        from sklearn.preprocessing import StandardScaler
-
-        self._model = make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(x, y)
+        found = [[model.decision_function(x) for model in models] for x in self._inputs(test, parts)]
+        return np.concatenate(found, axis=1).astype(np.float64)
 
     def _inputs(self, rows: Impressions, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield float32 (n, n_features) for each part, an array of candidates' places in ``rows.news``."""
@@ -250,3 +236,12 @@ class EmbeddingLogistic:
         for part in parts:
             products = readers[owner[part]] * vectors[rows.news[part]]
             yield np.column_stack([near[part], products]).astype(np.float32)
+
+
+def _logistic(x: np.ndarray, y: np.ndarray, penalty: float) -> Any:
+    """Return scikit-learn's model of standardised inputs."""
+    from sklearn.linear_model import LogisticRegression
+    from sklearn.pipeline import make_pipeline
+    from sklearn.preprocessing import StandardScaler
+
+    return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(x, y)

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from mindlab.embeddings import MiniLMEncoder
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import late_rows, training_labels, used_histories
+from mindlab.recommenders.base import late_rows, mean_auc, training_labels, used_histories
 from mindlab.recommenders.embedding import CHUNK, EmbeddingCosine
 from mindlab.recommenders.past import PastLog
 
@@ -241,8 +241,6 @@ class Neural:
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
     ) -> Self:
         """Choose the epochs on `valid` (a part of `train`), then train on all of `train`."""
-        from mindlab.metrics import ranking_metrics
-
         seed = int(rng.integers(2**31))
         if self._encoded:
             self._encoded.fit(train, news, valid, rng)
@@ -253,12 +251,12 @@ class Neural:
             self._draw(train, seed)
             return self
         is_late = late_rows(train, valid)
-        if 0 < is_late.sum() < len(train):
+        if is_late.any():
             early, late = train.take(np.flatnonzero(~is_late)), train.take(np.flatnonzero(is_late))
             found = []
             for epoch in self._train(early, seed):
                 scores = self.score(late.without_labels(), news, None)
-                found.append(float(np.nanmean(ranking_metrics(scores, late.labels, late.offsets)["auc"])))
+                found.append(mean_auc(scores, late))
                 self.show(f"{self.name}: epoch {epoch + 1}, validation AUC {found[-1]:.4f}")
                 if len(found) == self.settings.most_epochs or len(found) - 1 - int(np.argmax(found)) >= 2:
                     break
