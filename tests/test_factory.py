@@ -208,7 +208,9 @@ def test_ctrl_c_ends_the_child_and_what_it_started(tmp_path, monkeypatch, capsys
 def test_a_kill_or_a_closed_terminal_ends_the_child_too(tmp_path, number):
     trainer = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
     code = (
-        "import os, sys; from pathlib import Path; from mindlab import cli, factory; "
+        "import os, signal, sys; from pathlib import Path; from mindlab import cli, factory; "
+        # Under nohup pytest itself ignores SIGHUP, and a child inherits that.
+        f"signal.signal({int(number)}, signal.SIG_DFL); "
         f"out = Path({str(tmp_path)!r}); cli.run(lambda: factory.follow({trainer!r}, out, os.environ, out))"
     )
     script = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.PIPE, text=True)
