@@ -39,7 +39,7 @@ _BULLET = re.compile(r"^\s*(?:[-*•]|\d{1,3}[.)、]|[A-Z][.)])\s+")
 _SEPARATORS = (" | ", "|", "；", ";", "、", ", ", "，")
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)  # there may be a million
 class Prompt:
     """What the model is shown of one record: the fixed text before, and the rest."""
 

@@ -17,7 +17,7 @@ from typing import Any, Protocol
 import requests
 
 from mindlab.errors import UserError
-from mindlab.files import sha256
+from mindlab.files import check_zip, sha256
 
 LICENCE = "https://github.com/msnews/MIND/blob/master/MSR%20License_Data.pdf"
 PAGE = (
@@ -110,6 +110,7 @@ def fetch(
         raise UserError(f"{path}: SHA-256 is {found}, the server says {expected}; run again to fetch it anew")
     try:
         with zipfile.ZipFile(part) as archive:
+            check_zip(archive, part)
             damaged = archive.testzip()
     except (zipfile.BadZipFile, EOFError, OSError) as error:
         damaged = str(error)

@@ -6,18 +6,20 @@ constant answer on the test part by more than its interval; an impression stands
 question. Everything else that a reader of the numbers should know is a NOTE.
 """
 
+import hashlib
 import json
 import re
 from collections import Counter, defaultdict
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, TextIO
 
 import numpy as np
 
 from mindlab.blind_rule import LEVEL, MOST_ANSWERS, BlindRule, Layout, Prompt, fit, learn
 from mindlab.errors import UserError
+from mindlab.files import check_characters, read_json
 from mindlab.metrics import paired_difference
 from mindlab.mind import Impressions, Mind, read_mind
 from mindlab.recommenders.leak_rule import leak_rule
@@ -35,6 +37,9 @@ LEAST_TITLES = 5  # shown in two records, in any order: the same impression
 MOST_REPEATED = (
     0.2  # of the test records that may ask a training record's question; in MIND it is 14 % of candidates
 )
+MOST_RECORD = 1 << 23  # characters of one Alpaca record; a long prompt has some 10,000
+BLOCK = 1 << 20  # characters read at a time
+_SPACE = re.compile(r"[ \t\n\r]*")  # JSON's
 MOST_CANDIDATES = 200_000  # of a MIND split, for the rule over candidates
 
 
@@ -112,46 +117,136 @@ def audit(path: str | Path, measure: Measure | None = None, cutoff_len: int | No
 
 def read_alpaca(path: Path) -> Part:
     """Read a JSON list or JSON lines of Alpaca records; columns as dataset_info.json names them, if it does."""
-    try:
-        text = path.read_text(encoding="utf-8-sig")
-        if path.suffix == ".jsonl":
-            records = [json.loads(line) for line in text.splitlines() if line.strip()]
-        else:
-            records = json.loads(text)
-    except (UnicodeDecodeError, ValueError) as error:
-        raise UserError(f"{path}: not JSON ({error}); expected a list of Alpaca records") from None
-    if (
-        not isinstance(records, list)
-        or not all(isinstance(record, dict) for record in records)
-        or not records
-    ):
-        raise UserError(f"{path}: expected a list of Alpaca records, at least one")
     columns = ALPACA | _columns(path)
-    for i, record in enumerate(records):
+    prompts, outputs = [], []
+    same: dict[Any, Any] = {}  # one instruction and few answers stand in most records: kept once
+    for i, record in enumerate(_records(path)):
+        if not isinstance(record, dict):
+            raise UserError(
+                f"{path}: record {i} is {_short(repr(record))}, expected a list of Alpaca records"
+            )
         if columns["prompt"] not in record or columns["response"] not in record:
             raise UserError(
                 f"{path}: record {i} has no {columns['prompt']!r} and {columns['response']!r}; "
                 "name its columns in a dataset_info.json beside it"
             )
-    prompts = []
-    for record in records:
-        turns = [str(text) for turn in record.get(columns["history"]) or [] for text in turn]
+        history = record.get(columns["history"]) or []
+        if not isinstance(history, list) or not all(isinstance(turn, list) for turn in history):
+            raise UserError(
+                f"{path}: record {i} has a {columns['history']!r} that is no list of turns; mend it"
+            )
+        turns = [str(text) for turn in history for text in turn]
         head, body = str(record[columns["prompt"]] or ""), str(record.get(columns["query"]) or "")
         fixed = str(record.get(columns["system"]) or "")
         if not body:  # the instruction is the prompt
             head, body = "", head
-        prompts.append(Prompt("\n".join(filter(None, [fixed, head])), "\n".join([*turns, body])))
-    return Part(path.name, prompts, [record[columns["response"]] for record in records])
+        head, output = "\n".join(filter(None, [fixed, head])), record[columns["response"]]
+        prompts.append(Prompt(same.setdefault(head, head), "\n".join([*turns, body])))
+        outputs.append(same.setdefault(output, output) if isinstance(output, str) else output)
+    if not outputs:
+        raise UserError(f"{path}: expected a list of Alpaca records, at least one")
+    return Part(path.name, prompts, outputs)
+
+
+def _records(path: Path) -> Iterator[Any]:
+    """Yield the values of a JSON list or of JSON lines, one at a time: a file may be larger than memory takes."""
+    try:
+        with path.open(encoding="utf-8-sig") as file:
+            yield from _json_lines(file) if path.suffix == ".jsonl" else _json_list(file)
+    except OSError as error:
+        raise UserError(
+            f"{path}: cannot be read ({error.strerror}); check the file and its permissions"
+        ) from None
+    except RecursionError:
+        raise UserError(f"{path}: not JSON (nested too deeply); expected a list of Alpaca records") from None
+    except ValueError as error:
+        raise UserError(f"{path}: not JSON ({error}); expected a list of Alpaca records") from None
+
+
+def _json_lines(file: TextIO) -> Iterator[Any]:
+    number = 0
+    while line := file.readline(MOST_RECORD):
+        number += 1
+        if len(line) == MOST_RECORD:
+            raise ValueError(f"line {number} is longer than {MOST_RECORD:,} characters")
+        if line.strip():
+            try:
+                value = json.loads(line)
+                check_characters(line, value)
+            except ValueError as error:
+                raise ValueError(f"line {number}: {error}") from None
+            yield value
+
+
+def _json_list(file: TextIO) -> Iterator[Any]:
+    """Yield the values of a JSON list, with no more of its text in memory than a record and a block."""
+    decoder = json.JSONDecoder()
+    text, at, is_end, number = "", 0, False, 0
+
+    def more(least: int) -> None:
+        nonlocal text, at, is_end
+        block = file.read(max(least, BLOCK))
+        is_end = len(block) < max(least, BLOCK)
+        text, at = text[at:] + block, 0
+
+    def next_sign() -> str:
+        """Return the sign after white space, "" at the end of the file."""
+        nonlocal at
+        while True:
+            at = _SPACE.match(text, at).end()
+            if at < len(text) or is_end:
+                return text[at : at + 1]
+            more(BLOCK)
+
+    if next_sign() != "[":
+        raise ValueError("it does not begin with [")
+    at += 1
+    if next_sign() == "]":
+        at += 1
+    else:
+        while True:
+            next_sign()
+            while True:
+                try:
+                    value, end = decoder.raw_decode(text, at)
+                except json.JSONDecodeError as error:
+                    if is_end:
+                        raise ValueError(f"record {number}: {error.msg}") from None
+                else:
+                    if end < len(text) or is_end:  # a number might go on in the next block
+                        break
+                if len(text) - at > MOST_RECORD:
+                    raise ValueError(f"record {number} is broken, or longer than {MOST_RECORD:,} characters")
+                more(
+                    len(text) - at
+                )  # twice as much each time, so that a long record is read through few times
+            check_characters(text[at:end], value)
+            yield value
+            number, at = number + 1, end
+            sign = next_sign()
+            at += 1
+            if sign == "]":
+                break
+            if sign != ",":
+                raise ValueError(f"a comma or ] is missing after record {number - 1}")
+    if next_sign():
+        raise ValueError("something stands after its end")
 
 
 def _columns(path: Path) -> dict[str, str]:
     """Return the columns that a dataset_info.json beside or above a file gives it."""
     for folder in (path.parent, path.parent.parent):
         info = folder / "dataset_info.json"
-        if info.is_file():
-            for entry in json.loads(info.read_text(encoding="utf-8")).values():
-                if isinstance(entry, dict) and entry.get("file_name") and folder / entry["file_name"] == path:
-                    return entry.get("columns") or {}
+        if not info.is_file():
+            continue
+        for name, entry in read_json(info, "mend it or move it away").items():
+            file_name = entry.get("file_name") if isinstance(entry, dict) else None
+            if not isinstance(file_name, str) or not file_name or folder / file_name != path:
+                continue
+            columns = entry.get("columns") or {}
+            if not isinstance(columns, dict) or not all(isinstance(text, str) for text in columns.values()):
+                raise UserError(f"{info}: the columns of {_short(name)!r} are no names; mend them")
+            return columns
     return {}
 
 
@@ -167,8 +262,11 @@ def _files(folder: Path) -> list[Path]:
 
 
 def _looks_alpaca(path: Path) -> bool:
-    with path.open(encoding="utf-8-sig", errors="replace") as file:
-        start = file.read(200).lstrip()
+    try:
+        with path.open(encoding="utf-8-sig", errors="replace") as file:
+            start = file.read(200).lstrip()
+    except OSError:  # it is not there to be audited: a folder named x.json, a link to nowhere
+        return False
     return start.startswith("{" if path.suffix == ".jsonl" else "[")
 
 
@@ -243,7 +341,7 @@ def _outputs(*parts: Part) -> list[Verdict]:
     return [Verdict("NOTE", "outputs", text, len(wrong), sum(map(len, parts)), shown)]
 
 
-def _rule(layout: Layout, train: Part, test: Part, readers: list[str]) -> Verdict:
+def _rule(layout: Layout, train: Part, test: Part, readers: list[bytes]) -> Verdict:
     rng = np.random.default_rng(SEED)
     rule = fit(layout, train.prompts, train.outputs, test.prompts, test.outputs, readers, rng)
     if rule is None:
@@ -286,12 +384,13 @@ def _copied(test: Part) -> Verdict:
     )
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Content:
     """What a prompt shows: its longest list (of what a reader clicked, as a rule), and all its items, sorted."""
 
-    reader: str
-    items: tuple[str, ...]
+    reader: bytes  # hashes: what is asked is which are the same; b"" for no list
+    items: bytes
+    n_items: int
     n_others: int  # items outside the longest list
 
 
@@ -299,13 +398,16 @@ def _content(layout: Layout, prompt: Prompt) -> Content:
     fields = layout.fields(prompt.body).values()
     items = [item for one in fields for item in one.items]
     longest = max((one.items for one in fields), key=len, default=[])
-    return Content("\n".join(longest), tuple(sorted(items)), len(items) - len(longest))
+    reader, every = (
+        hashlib.sha256("\n".join(some).encode()).digest()[:16] for some in (longest, sorted(items))
+    )
+    return Content(reader if longest else b"", every, len(items), len(items) - len(longest))
 
 
 def _sharing(train: Part, test: Part, contents: list[list[Content]], has_parts: bool) -> list[Verdict]:
     """Judge what stands in both parts, and prompts that stand twice."""
     found = []
-    seen = {one.items for one in contents[0] if len(one.items) >= LEAST_TITLES}
+    seen = {one.items for one in contents[0] if one.n_items >= LEAST_TITLES}
     again = [i for i, one in enumerate(contents[1]) if one.items in seen]
     # One reader and one candidate may well meet twice: MIND shows a reader the same news again.
     shared = [i for i in again if contents[1][i].n_others > 2]
@@ -324,19 +426,20 @@ def _sharing(train: Part, test: Part, contents: list[list[Content]], has_parts: 
     if has_parts and again:
         text = "test records show a list that training records show: the same readers, in both parts"
         found.append(Verdict("NOTE", "shared readers", text, len(again), len(test)))
-    answers: dict[Prompt, set[str]] = defaultdict(set)
-    count: Counter[Prompt] = Counter()
+    answers: dict[Prompt, str] = {}
+    twice: dict[Prompt, None] = {}
     for part in (train, test):
         for prompt, output in zip(part.prompts, part.outputs, strict=True):
-            answers[prompt].add(output)
-            count[prompt] += 1
-    twice = [prompt for prompt, several in answers.items() if len(several) > 1]
+            if answers.setdefault(prompt, output) != output:
+                twice[prompt] = None
     is_choice = len(set(test.outputs)) <= MOST_ANSWERS  # free text may well differ
     if twice and is_choice:
         text = "prompts stand more than once, with different answers: no model can get all of them right"
-        n = sum(count[prompt] for prompt in twice)
+        n = sum(prompt in twice for part in (train, test) for prompt in part.prompts)
         found.append(
-            Verdict("NOTE", "duplicate prompts", text, n, len(train) + len(test), _short(twice[0].body))
+            Verdict(
+                "NOTE", "duplicate prompts", text, n, len(train) + len(test), _short(next(iter(twice)).body)
+            )
         )
     return found
 

@@ -6,6 +6,22 @@ import shutil
 from dataclasses import dataclass
 from pathlib import Path
 
+# For the processes that the course starts: nothing is told to anybody, and what serves serves this machine alone.
+QUIET = {
+    "HF_HUB_DISABLE_TELEMETRY": "1",
+    "GRADIO_ANALYTICS_ENABLED": "False",
+    "DO_NOT_TRACK": "1",
+    "VLLM_NO_USAGE_STATS": "1",
+    "RAY_USAGE_STATS_ENABLED": "0",
+}
+CLOSED = {
+    **QUIET,
+    "API_HOST": "127.0.0.1",  # LLaMA-Factory's own is 0.0.0.0, of the web pages too
+    "GRADIO_SERVER_NAME": "127.0.0.1",
+    "GRADIO_SHARE": "0",
+}
+
+
 GIB = 2**30
 
 

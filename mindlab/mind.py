@@ -20,6 +20,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mindlab.errors import UserError
+from mindlab.files import check_zip
 from mindlab.parallel import thread_map
 
 SPLITS = ("train", "dev", "test")
@@ -291,7 +292,9 @@ def _unwrap(place: _Place) -> _Place:
 def _open_zip(path: _Place) -> zipfile.Path:
     try:
         # A zip inside a zip has no path of its own on disk.
-        return zipfile.Path(zipfile.ZipFile(path if isinstance(path, Path) else path.open("rb")))
+        archive = zipfile.ZipFile(path if isinstance(path, Path) else path.open("rb"))
+        check_zip(archive, str(path))
+        return zipfile.Path(archive)
     except (zipfile.BadZipFile, EOFError, zlib.error):
         raise UserError(
             f"{path}: not a zip file (a web page or a half download saved under that name?); {_AGAIN}"
@@ -310,6 +313,7 @@ def _member(place: _Place, name: str) -> _Place:
     )
 
 
+_MOST_LINE = 1 << 23  # bytes of a line: parsing takes some thirty times as many
 _BLOCK_BYTES = 1 << 22  # bounds the memory that parsing takes beside the result, and fits a cache
 
 
@@ -328,6 +332,14 @@ def _blocks(source: _Place) -> Iterator[tuple[int, bytes, bool]]:
                 chunk = rest + chunk
                 end = chunk.rfind(b"\n") + 1
                 rest = chunk[end:]
+                if len(rest) > _MOST_LINE:
+                    line += chunk.count(b"\n", 0, end)
+                    raise _error(
+                        source,
+                        line,
+                        f"longer than {_MOST_LINE:,} bytes, expected one news or impression (MIND's have some "
+                        f"thousands); {_AGAIN}, or give each its line",
+                    )
                 if end:
                     yield line, chunk[:end], False
                     line += chunk.count(b"\n", 0, end)

@@ -14,7 +14,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from mindlab.errors import UserError
-from mindlab.files import atomic_path
+from mindlab.files import ZIP_RATIO, ZIP_SMALL, atomic_path
 from mindlab.mind import Impressions, News
 
 SCHEMA = pa.schema(
@@ -36,6 +36,8 @@ KEY = ("split", "case_id", "position")
 # A fixed date, so that equal predictions make equal bytes.
 ZIP_EPOCH = (1980, 1, 1, 0, 0, 0)
 ZIP_CASES_PER_CHUNK = 100_000
+ROWS_PER_BYTE = 20  # of a predictions file; with scores that differ it is below 1
+ROWS_SMALL = 1_000_000  # below, no number of rows does harm
 
 
 def from_scores(
@@ -103,7 +105,8 @@ def write_predictions(path: str | Path, frame: pa.Table) -> None:
     """
     frame = check_predictions(frame, str(path))
     with atomic_path(path) as temporary:
-        pq.write_table(frame, temporary, compression="zstd")
+        # With checksums, or a reader takes what a damaged page decodes to.
+        pq.write_table(frame, temporary, compression="zstd", write_page_checksum=True)
 
 
 def read_predictions(path: str | Path) -> pa.Table:
@@ -117,11 +120,26 @@ def read_predictions(path: str | Path) -> pa.Table:
         raise UserError(f"{path}: no such file; predictions are written by scripts/predict.py or compare.py")
     try:
         # Not read_table: given a path like split=dev/x.parquet it would invent a column.
-        frame = pq.ParquetFile(path).read()
-    except (pa.ArrowException, OSError) as error:
-        reason = str(error).splitlines()[0]
+        file = pq.ParquetFile(path, page_checksum_verification=True)
+        _check_size(path, file.metadata)
+        frame = file.read()
+        # Arrow believes what a file says of its texts; a cut or spoilt one is found out here and not in a metric.
+        frame.validate(full=True)
+    except (pa.ArrowException, OSError, ValueError, OverflowError) as error:
+        reason = (str(error) or type(error).__name__).splitlines()[0]
         raise UserError(f"{path}: not a readable Parquet file ({reason}); write it again") from None
     return check_predictions(frame, str(path))
+
+
+def _check_size(path: Path, about: pq.FileMetaData) -> None:
+    """Raise `UserError` for a file that would grow beyond what predictions do when it is read."""
+    size = path.stat().st_size
+    unpacked = sum(about.row_group(i).total_byte_size for i in range(about.num_row_groups))
+    if about.num_rows > max(ROWS_SMALL, ROWS_PER_BYTE * size) or unpacked > max(ZIP_SMALL, ZIP_RATIO * size):
+        raise UserError(
+            f"{path}: {about.num_rows:,} rows of {unpacked:,} bytes in a file of {size:,}, more than predictions pack "
+            "so tightly; write it again"
+        )
 
 
 def seed_files(run: str | Path) -> list[Path]:
@@ -250,6 +268,9 @@ def _texts(values: np.ndarray, index: np.ndarray) -> pa.Array:
 def _cast(frame: pa.Table, source: str) -> pa.Table:
     """Return `frame` with exactly the columns and types of `SCHEMA`."""
     wanted = ", ".join(SCHEMA.names)
+    twice = [name for name in SCHEMA.names if frame.column_names.count(name) > 1]
+    if twice:
+        raise UserError(f"{source}: column {', '.join(twice)} is there twice; keep one")
     missing = [name for name in SCHEMA.names if name not in frame.column_names and name not in OPTIONAL]
     unknown = [name for name in frame.column_names if name not in SCHEMA.names]
     if missing:

@@ -18,11 +18,11 @@ import pyarrow.compute as pc
 
 from mindlab.calibration import calibration
 from mindlab.errors import UserError
-from mindlab.files import write_json, write_text
+from mindlab.files import is_number, lock, write_json, write_text
 from mindlab.metrics import RANKING_METRICS, SAMPLED_METRICS, Evaluation, evaluate_seeds, paired_differences
 from mindlab.predictions import read_predictions, seed_files
 from mindlab.prompts import YES_NO
-from mindlab.runs import read_manifest
+from mindlab.runs import check_same_data, read_manifest
 
 ORACLE = "oracle"
 DEFAULT_REFERENCE = "popularity"
@@ -79,6 +79,7 @@ def measure(run: str | Path, cases: np.ndarray | None = None) -> Measured:
     for metric in (*RANKING_METRICS, *sampled, "accuracy"):
         row |= {f"{metric}{end}": found.summary[f"{metric}{end}"] for end in ("", "_low", "_high")}
     row |= {key: manifest.get(key) for key in ("params", "train_seconds", "ms_per_impression", "peak_mb")}
+    row["writing_seconds"] = writing_seconds(manifest)
     asked = manifest.get("request")
     is_yes_no = isinstance(asked, dict) and asked.get("format") in YES_NO
     row["calibration"] = None
@@ -122,7 +123,7 @@ def complete_manifest(run: Path) -> dict[str, Any]:
         raise UserError(f"{path}: track is {manifest['track']!r}, expected {' or '.join(TRACKS)}")
     for key in COSTS:
         value = manifest.get(key)
-        if not isinstance(value, int | float | None) or not math.isfinite(value or 0):
+        if not is_number(value):
             raise UserError(f"{path}: {key} is {value!r}, expected a number or null")
     return manifest
 
@@ -173,6 +174,8 @@ def leaderboard(
             raise UserError(f"{where}: protocols {kinds} do not go into one table; make one of each")
         if other.row["subset_sha"] != first.row["subset_sha"]:
             raise UserError(f"{where}: scored different impressions; use the same --data, --limit and --seed")
+
+    check_same_data({name: found.manifest for name, found in by_name.items()})
 
     if reference is None and DEFAULT_REFERENCE in by_name:
         reference = DEFAULT_REFERENCE
@@ -288,7 +291,42 @@ def remarks(board: Mapping[str, Any], context: Mapping[str, Any] | None = None) 
             f"{', '.join(few)}: fewer than 3 training seeds, "
             f"so the interval covers the choice of {by} and not the luck of training."
         )
+    said += [
+        written_text(name, what, cost)
+        for name, manifest in board["manifests"].items()
+        for what, cost in (manifest.get("texts_written") or {}).items()
+    ]
     return [*([SYNTHETIC] if context.get("synthetic") else []), *said, *map(str, context.get("notes") or ())]
+
+
+def written_text(name: str, what: str, cost: Mapping[str, Any]) -> str:
+    """Return in one sentence what a language model wrote for a row, and how much of it was of no use.
+
+    >>> written_text("tokens", "profiles", {"answers": 20, "usable": 19, "no JSON": 1, "seconds": 8.0,
+    ...     "tokens_read": 900, "tokens_written": 100})
+    'tokens: 20 profiles written in 8.0 s, 19 of use (no JSON 1).'
+    """
+    known = ("answers", "usable", "seconds", "tokens_read", "tokens_written")
+    faults = ", ".join(f"{fault} {n:,}" for fault, n in cost.items() if fault not in known)
+    return (
+        f"{name}: {cost['answers']:,} {what} written in {time_text(cost['seconds'])}, {cost['usable']:,} of use "
+        f"({faults or 'no fault'})."
+    )
+
+
+def writing_seconds(manifest: Mapping[str, Any]) -> float | None:
+    """Return what the texts took that a language model wrote for a row, of training and test; None without any.
+
+    >>> writing_seconds({"texts_written": {"profiles": {"seconds": 8.0}, "tokens": {"seconds": 1.5}}})
+    9.5
+    """
+    written = manifest.get("texts_written")
+    return sum(cost["seconds"] for cost in written.values()) if written else None
+
+
+def writing_column(board: Mapping[str, Any]) -> list[str]:
+    """Return the heading of the tables' column for `writing_seconds`; none where no model wrote for any row."""
+    return ["writing"] if any(row.get("writing_seconds") is not None for row in board["rows"]) else []
 
 
 def _row(board: Mapping[str, Any], name: str) -> dict[str, Any]:
@@ -368,10 +406,11 @@ def time_text(seconds: float | None) -> str:
 
 def as_text(board: Mapping[str, Any]) -> str:
     """Return the board as plain text for a terminal: a table, its differences, its remarks."""
-    metrics = columns(board)
+    metrics, writing = columns(board), writing_column(board)
     head = [
         "",
         *(f"{LABELS[metric]}{' [95 %]' if metric == metrics[0] else ''}" for metric in metrics),
+        *writing,
         "ms/impr.",
     ]
     table: list[list[str]] = [head]
@@ -382,6 +421,7 @@ def as_text(board: Mapping[str, Any]) -> str:
             cells = [score_text(row[metric]) for metric in metrics]
             if metrics:
                 cells[0] = with_interval(row, metrics[0])
+            cells += [time_text(row.get("writing_seconds")) for _ in writing]
             table.append([_printable(row["name"]), *cells, cost_text(row["ms_per_impression"])])
     lines = []
     for i, line in enumerate(_align(table)):
@@ -424,10 +464,11 @@ def _align(rows: list[list[str]]) -> list[str]:
 
 def as_markdown(board: Mapping[str, Any]) -> str:
     """Return the board as Markdown, one table a block."""
-    metrics = columns(board)
+    metrics, writing = columns(board), writing_column(board)
     title = board["context"].get("title") or "Leaderboard"
     parts = [f"# {_markdown(title)}", f"{_markdown(describe(board))}."]
-    head = ["method", *(LABELS[metric] for metric in metrics), "parameters", "training", "ms per impression"]
+    head = ["method", *(LABELS[metric] for metric in metrics), "parameters", "training", *writing]
+    head.append("ms per impression")
     for name, why, rows in blocks(board):
         body = [
             [
@@ -435,6 +476,7 @@ def as_markdown(board: Mapping[str, Any]) -> str:
                 *(with_interval(row, metric) for metric in metrics),
                 params_text(row["params"]),
                 time_text(row["train_seconds"]),
+                *(time_text(row.get("writing_seconds")) for _ in writing),
                 _markdown(cost_text(row["ms_per_impression"])),
             ]
             for row in rows
@@ -474,14 +516,15 @@ def write_leaderboard(
     """Write leaderboard.json, leaderboard.md and report.html into `out`; return the page's path.
 
     leaderboard.json is the list of rows. `losses`, `tutorial` and `slices` as in `write_report`; slices are
-    also written as slices.json.
+    also written as slices.json. Raises UserError while another process writes to `out`.
     """
     out = Path(out)
-    write_json(out / "leaderboard.json", board["rows"])
-    write_text(out / "leaderboard.md", as_markdown(board))
-    if slices is not None:
-        write_json(out / "slices.json", list(slices))
-    return write_report(out / "report.html", board, losses=losses, tutorial=tutorial, slices=slices)
+    with lock(out):
+        write_json(out / "leaderboard.json", board["rows"])
+        write_text(out / "leaderboard.md", as_markdown(board))
+        if slices is not None:
+            write_json(out / "slices.json", list(slices))
+        return write_report(out / "report.html", board, losses=losses, tutorial=tutorial, slices=slices)
 
 
 def write_report(
@@ -784,7 +827,7 @@ def _plotted(board: Mapping[str, Any], metric: str, most: int = 4) -> list[str]:
 
 def _cost_section(board: Mapping[str, Any]) -> str:
     """Return AUC against time per impression, and the table of costs."""
-    lines = []
+    lines, writing = [], writing_column(board)
     for title, _, rows in blocks(board):
         if title == CEILING[0]:
             continue
@@ -795,6 +838,7 @@ def _cost_section(board: Mapping[str, Any]) -> str:
                 params_text(row["params"]),
                 str(row["seeds"]),
                 time_text(row["train_seconds"]),
+                *(time_text(row.get("writing_seconds")) for _ in writing),
             ]
             texts += [cost_text(row["ms_per_impression"]), cost_text(tokens, 1), cost_text(row["peak_mb"])]
             cells = "".join(map(_cell, texts))
@@ -807,6 +851,7 @@ def _cost_section(board: Mapping[str, Any]) -> str:
         "parameters",
         "seeds",
         "training",
+        *writing,
         "ms per impression",
         "tokens per impression",
     ]

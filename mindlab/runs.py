@@ -15,8 +15,16 @@ from pathlib import Path
 from typing import Any
 
 from mindlab.errors import UserError
-from mindlab.files import sha256
+from mindlab.files import read_json, sha256
 
+SECRET_NAMES = re.compile(r"(TOKEN|API_?KEY|SECRET|PASSWORD)S?$", re.I)  # of environment variables
+# Tokens of Hugging Face, OpenAI and their like, and what follows an option or a header that takes one.
+SECRETS = re.compile(
+    r"(?P<head>Bearer |(?:token|api[_-]?key|secret|password)=|--[\w-]*(?:token|key|secret|password)[ =])?"
+    r"(?(head)[A-Za-z0-9_][^\s\"']{15,}|\b(?:hf_|sk-|ms-)[A-Za-z0-9_-]{16,})",
+    re.I,
+)
+HIDDEN = "[secret]"
 REQUEST = "request.json"  # what was asked, in the run folder; see `is_started`
 PACKAGES = ("torch", "transformers", "peft", "llamafactory", "numpy", "pandas", "scikit-learn")
 
@@ -24,13 +32,45 @@ PACKAGES = ("torch", "transformers", "peft", "llamafactory", "numpy", "pandas", 
 def provenance() -> dict[str, Any]:
     """Return what a manifest says of every run: command, versions, commit, hardware."""
     return {
-        "command": " ".join([Path(sys.argv[0]).name, *sys.argv[1:]]),
+        "command": without_secrets(" ".join([Path(sys.argv[0]).name, *sys.argv[1:]])),
         "written": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime()),
         "python": platform.python_version(),
         "packages": {name: found for name in PACKAGES if (found := _version(name))},
         "git_commit": _git_commit(),
         "hardware": {"machine": platform.machine(), "cpus": os.cpu_count(), "accelerator": _accelerator()},
     }
+
+
+def without_secrets(text: str) -> str:
+    """Return `text` without tokens: the values of variables such as HF_TOKEN or API_KEY, and what looks like one.
+
+    >>> without_secrets("predict.py --header hf_abcdefghijklmnopqrst --limit 3")
+    'predict.py --header [secret] --limit 3'
+    """
+    known = [value for name, value in os.environ.items() if SECRET_NAMES.search(name) and len(value) >= 8]
+    for value in sorted(known, key=len, reverse=True):
+        text = text.replace(value, HIDDEN)
+    return SECRETS.sub(lambda found: (found["head"] or "") + HIDDEN, text)
+
+
+def check_same_data(manifests: Mapping[str, Mapping[str, Any]]) -> None:
+    """Raise `UserError` if two runs (a manifest by name) were made from different contents of one data file.
+
+    Files are told apart by folder and name, ``dev/behaviors.tsv``: so a row of the synthetic sample and one of
+    MIND do not come into one table, wherever either lies. A run without hashes is compared with none.
+    """
+    seen: dict[str, tuple[str, str]] = {}
+    for name, manifest in manifests.items():
+        for path, found in (manifest.get("inputs_sha256") or {}).items():
+            file = "/".join(Path(path).parts[-2:])
+            if not re.search(r"\.(tsv|zip)(\.gz)?$", file):
+                continue
+            other, expected = seen.setdefault(file, (name, found))
+            if found != expected:
+                raise UserError(
+                    f"{path}: {name} read other contents than {other}, and rows of different data do not go into one "
+                    "table; make both runs with the same --data"
+                )
 
 
 def data_hashes(data: str | Path, splits: Iterable[str]) -> dict[str, str]:
@@ -72,7 +112,7 @@ def is_started(run: Path, asked: Mapping[str, Any]) -> bool:
     if not path.exists():
         return False
     # Through JSON, so that it compares equal to what is read back.
-    if json.loads(path.read_text(encoding="utf-8")) != json.loads(json.dumps(asked)):
+    if read_json(path, f"choose another --out or delete {run}") != json.loads(json.dumps(asked)):
         raise UserError(f"{run} holds another run (its {REQUEST} differs); choose another --out or delete it")
     return True
 
@@ -82,12 +122,12 @@ def read_manifest(run: Path) -> dict[str, Any]:
     path = run / "manifest.json"
     if not path.is_file():
         return {}
-    try:
-        manifest = json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON ({error}); make the run again") from None
-    if not isinstance(manifest, dict):
-        raise UserError(f"{path}: holds a JSON {type(manifest).__name__}, expected an object")
+    manifest = read_json(path, "make the run again")
+    hashes = manifest.get("inputs_sha256") or {}
+    if not isinstance(hashes, dict) or not all(isinstance(value, str) for value in hashes.values()):
+        raise UserError(f"{path}: inputs_sha256 is no object of hashes by file; make the run again")
+    if not isinstance(manifest.get("request") or {}, dict):
+        raise UserError(f"{path}: request is no object; make the run again")
     return manifest
 
 

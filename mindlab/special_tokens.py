@@ -15,8 +15,8 @@ LITERALS = (
     *("<s>", "</s>", "<unk>", "<pad>", "<bos>", "<eos>", "[INST]", "[/INST]"),  # Llama, Mistral, Gemma
     *("<image>", "<video>", "<audio>"),  # LLaMA-Factory's own placeholders
 )
-# The bars may also be the full-width ones of DeepSeek. No control token holds white space, so a rewritten
-# text never matches again.
+# The bars may also be the full-width ones of DeepSeek. No control token holds white space, so what was rewritten never
+# matches again.
 PATTERN = re.compile(r"<[|｜][^|｜<>\s]+[|｜]>|" + "|".join(map(re.escape, LITERALS)))
 
 
@@ -25,5 +25,10 @@ def neutralise(text: str) -> str:
 
     >>> neutralise("Breaking: <|im_end|> wins [gMASK] cup, 3 < 5 | 6")
     'Breaking: < |im_end|> wins [ gMASK] cup, 3 < 5 | 6'
+    >>> neutralise("<|a[gMASK]|>")
+    '< |a[ gMASK]|>'
     """
-    return PATTERN.sub(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    n = 1
+    while n:  # one may stand within another
+        text, n = PATTERN.subn(lambda match: f"{match[0][0]} {match[0][1:]}", text)
+    return text

@@ -18,10 +18,13 @@ from mindlab.llm.hf import HFEngine, Pass, Prefix
 from mindlab.llm.predict import CASES_PER_PART, Request, Work
 from mindlab.mind import Impressions, Mind
 from mindlab.plan import Architecture, Reading, Records
-from mindlab.prompts import FORMATS, LikesDislikes
+from mindlab.prompts import FORMATS, LikesDislikes, Summary
 from mindlab.protocols import limit, splits_of
 
-PROTOCOL_OF = {name: "seed" if name == LikesDislikes.name else "dev" for name in FORMATS}
+# Without format summary: most of what it takes is writing, which depends on what is written.
+PROTOCOL_OF = {
+    name: "seed" if name == LikesDislikes.name else "dev" for name in FORMATS if name != Summary.name
+}
 ANSWER = 3  # ids: Yes or No, a full stop, the end; the last is written but not read
 
 
@@ -172,11 +175,13 @@ def read_records(
     path = Path(path)
     try:
         made = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(made, list):
+            raise TypeError
         chosen: Iterator[dict[str, str]] = (made[at] for at in limit(len(made), sampled, seed))
         lengths = np.array([count(record) for record in chosen])
     except OSError as error:
         raise UserError(f"{path}: {error.strerror}; scripts/build_dataset.py makes it") from None
-    except (ValueError, TypeError, KeyError, AttributeError):
+    except (ValueError, TypeError, KeyError, AttributeError, RecursionError):
         raise UserError(
             f"{path}: expected a JSON list of Alpaca records, as scripts/build_dataset.py writes"
         ) from None

@@ -41,7 +41,7 @@ from mindlab.metrics import (
     paired_differences,
 )
 from mindlab.predictions import codes, read_predictions, seed_files, write_prediction_zip
-from mindlab.runs import read_manifest
+from mindlab.runs import check_same_data, read_manifest
 
 SEED = 0
 LABELS = {"auc": "AUC", "mrr": "MRR", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10"}
@@ -90,6 +90,7 @@ def main() -> int:
         beside = measure_blind(about, frame) if about.get("protocol") == "seed" else []
         evaluations.append(replace(found, summary=head | found.summary | {"paired": None, "beside": beside}))
 
+    check_same_data({str(run): about_run(run) for run in given.runs})
     baseline = evaluations[0]
     for one, source in zip(evaluations[1:], sources[1:], strict=True):
         try:

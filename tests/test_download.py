@@ -32,6 +32,16 @@ def make_zip(split: str) -> bytes:
 
 ZIPS = {NAME: make_zip("dev"), "MINDsmall_train.zip": make_zip("train")}
 BODY = ZIPS[NAME]
+
+
+def hostile_zip(name: str, data: bytes) -> bytes:
+    body = io.BytesIO()
+    with zipfile.ZipFile(body, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr(name, data)
+    return body.getvalue()
+
+
+HOSTILE = {"climbs": hostile_zip("../news.tsv", b"x"), "bomb": hostile_zip("news.tsv", bytes(2**26))}
 CUT = len(BODY) // 3
 
 
@@ -63,6 +73,8 @@ class Handler(BaseHTTPRequestHandler):
             self.answer(200, {"Content-Type": "text/html; charset=utf-8"}, b"<html>log in</html>")
         elif what == "page-as-zip":
             self.answer(200, {}, b"<!DOCTYPE html><p>log in")
+        elif what in HOSTILE:
+            self.answer(200, {}, HOSTILE[what])
         elif what == "damaged":
             self.answer(200, {}, body[: CUT - 8] + bytes(8) + body[CUT:])
         elif what == "breaks":  # at every third of the file
@@ -195,6 +207,14 @@ def test_each_refusal_is_one_line_and_leaves_nothing(server, tmp_path, where, me
         fetch(NAME, tmp_path, Route(f"{server.at}/{where}/"))
     assert "\n" not in str(raised.value)
     assert [file.name for file in tmp_path.iterdir() if file.stat().st_size] == []
+
+
+@pytest.mark.parametrize(("what", "message"), [("climbs", r"'\.\./news.tsv'"), ("bomb", "would grow from")])
+def test_a_hostile_zip_is_refused_and_gets_no_name(server, tmp_path, what, message):
+    with pytest.raises(UserError, match=message):
+        fetch(NAME, tmp_path / "raw", Route(f"{server.at}/{what}/"))
+    assert not (tmp_path / "raw" / NAME).exists()
+    assert not (tmp_path / "news.tsv").exists()
 
 
 @pytest.mark.parametrize(

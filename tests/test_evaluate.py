@@ -85,6 +85,19 @@ def test_other_impressions_are_not_compared(evaluate, noise, tmp_path):
     assert not (noise / "metrics.json").exists()
 
 
+def test_runs_of_other_data_are_not_compared(evaluate, tmp_path):
+    scores = np.zeros(len(IMPRESSIONS.news))
+    one, other = (
+        make_run(
+            tmp_path / name, scores, protocol="dev", inputs_sha256={f"data/{name}/dev/behaviors.tsv": name}
+        )
+        for name in ("sample", "MINDsmall")
+    )
+    done = evaluate(one, other, code=2)
+    assert "read other contents than" in done.err
+    assert not (one / "metrics.json").exists()
+
+
 def test_json_of_a_file_is_pure_and_repeats(evaluate, noise):
     path = noise / "predictions.parquet"
     one, again = (evaluate("--predictions", path, "--json").out for _ in range(2))

@@ -424,3 +424,13 @@ def test_names_in_the_cost_plot_do_not_overlap():
     for i, a in enumerate(boxes):
         for b in boxes[:i]:
             assert a[1] <= b[0] or b[1] <= a[0] or a[3] <= b[2] or b[3] <= a[2]
+
+
+def test_rows_of_the_sample_and_of_mind_are_not_mixed(tmp_path):
+    one, other = (
+        make_run(tmp_path / name, 0.5, inputs_sha256={f"data/{name}/dev/behaviors.tsv": name})
+        for name in ("sample", "MINDsmall")
+    )
+    assert report.leaderboard([one])["rows"]
+    with pytest.raises(UserError, match="rows of different data do not go into one table"):
+        report.leaderboard([one, other])
