@@ -48,10 +48,14 @@ def smollm2_chat(smollm2: Path):
 
 
 @pytest.fixture(autouse=True)
-def vectors_of_tests_stay_apart(
+def caches_of_tests_stay_apart(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Keep news vectors in a folder of the session, not among the user's runs."""
+    """Keep news vectors, what models write and what is fine-tuned in folders of the session, not among the user's."""
+    from mindlab import recommenders
+    from mindlab.llm import writing
     from mindlab.recommenders import embedding
 
-    monkeypatch.setattr(embedding, "CACHE", tmp_path_factory.getbasetemp() / "embeddings")
+    for module, name in ((embedding, "embeddings"), (writing, "written")):
+        monkeypatch.setattr(module, "CACHE", tmp_path_factory.getbasetemp() / name)
+    monkeypatch.setattr(recommenders, "CROSS_ENCODERS", tmp_path_factory.getbasetemp() / "cross_encoders")
