@@ -7,7 +7,7 @@ Data sets are found the LLaMA-Factory way: every YAML says ``dataset_dir: data``
 import hashlib
 import json
 import shutil
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from mindlab.errors import UserError
-from mindlab.files import atomic_path, sha256, write_json
+from mindlab.files import atomic_path, inside, lock, read_json, sha256, write_json
 from mindlab.mind import Impressions, Mind, News
 from mindlab.parallel import thread_map
 from mindlab.prompts import (
@@ -30,6 +30,8 @@ from mindlab.prompts import (
     NextTopicParts,
     Pointwise,
     PointwiseParts,
+    Summary,
+    SummaryParts,
     history_length_of,
 )
 from mindlab.protocols import splits_of
@@ -37,7 +39,11 @@ from mindlab.records import RECORDS, Budget, Part, RecordWriter, Shortening, Tut
 from mindlab.special_tokens import neutralise
 
 COLUMNS = {"prompt": "instruction", "query": "input", "response": "output", "system": "system"}
-FORMATS_OF = {"seed": ("likes_dislikes",), "dev": ("pointwise", "next_click", "next_topic")}
+FORMATS_OF = {
+    "seed": ("likes_dislikes",),
+    "dev": ("pointwise", "next_click", "next_topic"),
+    "sampled": ("summary",),
+}
 # The tutorial's names; every other data set is mind_<protocol>_<format>_<split>.
 TUTORIAL_NAMES = {"train": ("mind", "mind_train.json"), "test": ("mind_test", "mind_test.json")}
 SHORTEST_LIST = 3  # titles in a next_click list of one interest
@@ -58,6 +64,7 @@ class BuildOptions:
     limit: int | None = None
     interests: int = 1  # next_click: subcategories of a reader to one list; 0: one list a reader
     permute_titles: bool = False  # next_click, next_topic: a control, the titles dealt out to any reader
+    summary: str = "recent"  # summary: who wrote the summaries (`Summary.ways`)
     model: str | None = None  # whose tokenizer counts; None: nothing is counted, nothing shortened
     template: str | None = None
     cutoff_len: int | None = None
@@ -139,6 +146,30 @@ def pointwise_parts(
             history=titles[history[len(history) - min(len(history), history_length) :]].tolist(),
             candidate=titles[impressions.candidates(i)[place[at]]],
             is_click=bool(impressions.candidate_labels(i)[place[at]]),
+        )
+
+
+def summary_parts(
+    impressions: Impressions,
+    titles: np.ndarray,
+    texts: Sequence[str],
+    history_length: int,
+    rng: np.random.Generator,
+) -> Iterator[SummaryParts]:
+    """Yield every candidate of every impression, shuffled, with the summary of its reader.
+
+    `texts` holds one summary an impression, "" for none. The candidates are already a choice: `sampled` has a click and
+    one other.
+    """
+    owner = np.repeat(np.arange(len(impressions)), np.diff(impressions.offsets))
+    for at in rng.permutation(len(owner)).tolist():
+        i = int(owner[at])
+        history = impressions.reader_history(i)
+        yield SummaryParts(
+            summary=texts[i],
+            history=titles[history[len(history) - min(len(history), history_length) :]].tolist(),
+            candidate=titles[impressions.news[at]],
+            is_click=bool(impressions.labels[at]),
         )
 
 
@@ -234,12 +265,16 @@ def samples(
     titles: np.ndarray,
     options: BuildOptions,
     rng: np.random.Generator,
+    texts: Sequence[str] | None = None,
 ) -> Iterator[Any]:
-    """Yield the parts of every sample of one split, in their final order."""
+    """Yield the parts of every sample of one split, in their final order; `texts` as in `summary_parts`."""
     if options.format == LikesDislikes.name:
         return likes_dislikes_parts(impressions, titles)
     if options.format == Pointwise.name:
         return pointwise_parts(impressions, titles, options.history_length, options.negatives, rng)
+    if options.format == Summary.name:
+        texts = [""] * len(impressions) if texts is None else texts
+        return summary_parts(impressions, titles, texts, options.history_length, rng)
     if options.format == NextTopic.name:
         parts = next_topic_parts(impressions, titles, topics_of(news), options.history_length, rng)
         shown = "history"
@@ -260,19 +295,22 @@ def build(
     inputs_sha256: dict[str, str] | None = None,
     progress: Callable[[Iterator[Part], str, int], Iterator[Part]] = lambda parts, *_: parts,
     run: Callable[[Callable[[Any], Part], Iterable[Any]], Iterator[Part]] | None = None,
+    write: Callable[[Impressions, np.ndarray], Any] | None = None,
 ) -> dict[str, Any]:
     """Write the JSON of every training split under ``out/processed`` and their entries in ``out``.
 
     `out` is a LLaMA-Factory ``dataset_dir``: its ``dataset_info.json`` keeps the entries of others. The
-    test split of `dev` is not written: scoring streams it from the columns, with all candidates. Returns
-    the manifest, also written beside the files; the same data, options and versions give the same bytes.
+    test split of `dev` and `sampled` is not written: scoring streams it from the columns, with all candidates. Returns
+    the manifest, also written beside the files; the same data, options and versions give the same bytes, but for the
+    time that `write` took. `write(impressions, titles)` returns the summaries of a split's readers
+    (`mindlab.summaries.Summariser`); format summary asks for it unless the way is recent.
     `inputs_sha256`, the hashes of the data files, is kept there for `is_built`. `progress(parts, name, n)` is handed
     the parts of each data set, made of n impressions, as they are written. `run` is an ordered map, over this
     machine's threads unless another is given (`mindlab.distributed` has one over a cluster): its function and jobs
     can be pickled.
 
-    Raises UserError for a protocol and format that do not go together, for a split without impressions, and
-    for one that gives no record.
+    Raises UserError for a protocol and format that do not go together, for a split without impressions, for
+    one that gives no record, and while another process writes to `out`.
     """
     if options.format not in FORMATS_OF.get(options.protocol, ()):
         known = ", ".join(f"{p} x {f}" for p, forms in FORMATS_OF.items() for f in forms)
@@ -283,10 +321,15 @@ def build(
         raise UserError(
             f"permuted titles are a control of next_click and next_topic; format {options.format} has none"
         )
+    check_summary(options.format, options.summary)
+    if (options.summary != "recent") != (write is not None):
+        raise ValueError(
+            f"summaries {options.summary}: `write` makes those that a model writes, and no others"
+        )
     form = FORMATS[options.format](options.language)
     titles = neutral_titles(mind.news)
     splits = splits_of(options.protocol, mind, options.seed)
-    if options.protocol == "dev":
+    if options.protocol in ("dev", "sampled"):
         splits.pop("test", None)
     for split, impressions in splits.items():
         if not len(impressions):
@@ -297,61 +340,76 @@ def build(
         raise UserError(f"--limit {options.limit}: expected at least 1")
     entries, files = {}, {}
     is_fast = budget is None and options.format == LikesDislikes.name
-    write = TutorialWriter(form, titles) if is_fast else RecordWriter(form, budget)
-    for split, impressions in splits.items():
-        if options.limit is not None and options.limit < len(impressions):
-            keep = np.random.default_rng(options.seed).permutation(len(impressions))[: options.limit]
-            impressions = impressions.take(keep)
-        name, file_name = dataset_name(options.protocol, options.format, split)
-        rng = np.random.default_rng([options.seed, sorted(("fit", "valid", "train", "test")).index(split)])
-        if is_fast:
-            parts = (run or thread_map)(write, blocks(impressions, form.history_length))
-        else:
-            jobs = batched(samples(impressions, mind.news, titles, options, rng), RECORDS)
-            parts = (run or map)(write, jobs)
-        n = n_yes = 0
-        done, digest = Shortening(), hashlib.sha256()
-        with (
-            atomic_path(out / "processed" / file_name) as path,
-            path.open("wb") as file,
-            ThreadPoolExecutor(1) as hasher,
-        ):
-
-            def put(data: bytes | memoryview, file=file, digest=digest, hasher=hasher) -> None:
-                hashed = hasher.submit(digest.update, data)
-                file.write(data)
-                hashed.result()
-
-            put(b"[")
-            for part in progress(parts, name, len(impressions)):
-                put(memoryview(part.data)[0 if n else 1 :])  # no comma before the first
-                n += part.records
-                n_yes += part.yes
-                done.add(part.done)
-            put(b"\n]\n")
-            if not n:
-                few = "two clicks"
-                if options.format == NextClick.name:
-                    few = f"{SHORTEST_LIST} clicks in one subcategory (--interests 0 asks for less)"
-                raise UserError(f"{name}: no reader has {few}; give more data")
-        entries[name] = {"file_name": f"processed/{file_name}", "columns": COLUMNS}
-        files[name] = {
-            "file": f"processed/{file_name}",
-            "sha256": digest.hexdigest(),
-            "impressions": len(impressions),
-            "records": n,
-            **({"records_yes": n_yes} if options.format in YES_NO else {}),
-            "tokens": "unchecked" if budget is None else {"cutoff_len": budget.cutoff_len, **vars(done)},
+    to_json = TutorialWriter(form, titles) if is_fast else RecordWriter(form, budget)
+    few = "two clicks"
+    if options.format == NextClick.name:
+        few = f"{SHORTEST_LIST} clicks in one subcategory (--interests 0 asks for less)"
+    with lock(out):
+        for split, impressions in splits.items():
+            if options.limit is not None and options.limit < len(impressions):
+                keep = np.random.default_rng(options.seed).permutation(len(impressions))[: options.limit]
+                impressions = impressions.take(keep)
+            name, file_name = dataset_name(options.protocol, options.format, split)
+            rng = np.random.default_rng(
+                [options.seed, sorted(("fit", "valid", "train", "test")).index(split)]
+            )
+            if is_fast:
+                parts = (run or thread_map)(to_json, blocks(impressions, form.history_length))
+            else:
+                written = write(impressions.without_labels(), titles) if write else None
+                texts = written and written.texts
+                jobs = batched(samples(impressions, mind.news, titles, options, rng, texts), RECORDS)
+                parts = (run or map)(to_json, jobs)
+            file = f"processed/{file_name}"
+            parts = progress(parts, name, len(impressions))
+            whole, digest = _write_list(out / file, parts, f"{name}: no reader has {few}; give more data")
+            entries[name] = {"file_name": file, "columns": COLUMNS}
+            files[name] = {
+                "file": file,
+                "sha256": digest,
+                "impressions": len(impressions),
+                "records": whole.records,
+                **({"records_yes": whole.yes} if options.format in YES_NO else {}),
+                **({"texts_written": written.cost} if write else {}),
+                "tokens": "unchecked"
+                if budget is None
+                else {"cutoff_len": budget.cutoff_len, **vars(whole.done)},
+            }
+        _merge_dataset_info(out, entries)
+        manifest = {
+            "options": vars(options),
+            "data": mind.report,
+            "inputs_sha256": inputs_sha256,
+            "datasets": files,
         }
-    _merge_dataset_info(out, entries)
-    manifest = {
-        "options": vars(options),
-        "data": mind.report,
-        "inputs_sha256": inputs_sha256,
-        "datasets": files,
-    }
-    write_json(_manifest_path(out, dataset_name(options.protocol, options.format, "train")[0]), manifest)
+        write_json(_manifest_path(out, dataset_name(options.protocol, options.format, "train")[0]), manifest)
     return manifest
+
+
+def _write_list(path: Path, parts: Iterable[Part], if_empty: str) -> tuple[Part, str]:
+    """Write the JSON list that `parts` make; return their counts, without data, and the SHA-256 of the file.
+
+    Raises UserError with the text `if_empty`, and leaves no file, if they hold no record.
+    """
+    n = n_yes = 0
+    done, digest = Shortening(), hashlib.sha256()
+    with atomic_path(path) as temporary, temporary.open("wb") as file, ThreadPoolExecutor(1) as hasher:
+
+        def put(data: bytes | memoryview) -> None:
+            hashed = hasher.submit(digest.update, data)
+            file.write(data)
+            hashed.result()
+
+        put(b"[")
+        for part in parts:
+            put(memoryview(part.data)[0 if n else 1 :])  # no comma before the first
+            n += part.records
+            n_yes += part.yes
+            done.add(part.done)
+        put(b"\n]\n")
+        if not n:
+            raise UserError(if_empty)
+    return Part(b"", n, n_yes, done), digest.hexdigest()
 
 
 def is_built(out: Path, options: BuildOptions, inputs_sha256: dict[str, str]) -> bool:
@@ -359,22 +417,59 @@ def is_built(out: Path, options: BuildOptions, inputs_sha256: dict[str, str]) ->
     path = _manifest_path(out, dataset_name(options.protocol, options.format, "train")[0])
     if not path.exists():
         return False
-    made = json.loads(path.read_text(encoding="utf-8"))
-    files = {out / entry["file"]: entry["sha256"] for entry in made["datasets"].values()}
+    made = read_json(path, "delete it to build the data set again")
+    files = {out / entry["file"]: entry["sha256"] for entry in datasets_of(path, made).values()}
     return (
-        made["options"] == json.loads(json.dumps(vars(options)))
-        and made["inputs_sha256"] == inputs_sha256
+        made.get("options") == json.loads(json.dumps(vars(options)))
+        and made.get("inputs_sha256") == inputs_sha256
         and all(file.exists() and sha256(file) == expected for file, expected in files.items())
     )
 
 
+def check_summary(form: str, way: str) -> None:
+    """Raise UserError for a way of writing summaries that there is not, or that the format has no place for."""
+    if way not in Summary.ways:
+        raise UserError(f"--summary {way}: expected one of {', '.join(Summary.ways)}")
+    if way != "recent" and form != Summary.name:
+        raise UserError(f"--summary {way} goes with format {Summary.name} alone, not with {form}")
+
+
 def share_of_yes(dataset_dir: str | Path, dataset: str) -> float | None:
     """Return the share of Yes among the records of a data set; None for one that `build` did not make."""
+    made = _made(dataset_dir, dataset)
+    return made["records_yes"] / made["records"] if "records_yes" in made else None
+
+
+def texts_written(dataset_dir: str | Path, dataset: str) -> dict[str, Any] | None:
+    """Return what writing the summaries of a data set took, with the faults counted; None if there were none."""
+    return _made(dataset_dir, dataset).get("texts_written")
+
+
+def _made(dataset_dir: str | Path, dataset: str) -> dict[str, Any]:
+    """Return what the manifest says of a data set; {} for one that `build` did not make."""
     path = _manifest_path(Path(dataset_dir), dataset)
     if not path.is_file():
-        return None
-    made = json.loads(path.read_text(encoding="utf-8"))["datasets"].get(dataset, {})
-    return made["records_yes"] / made["records"] if "records_yes" in made else None
+        return {}
+    return datasets_of(path, read_json(path, "build the data set again")).get(dataset, {})
+
+
+def datasets_of(path: Path, manifest: dict[str, Any]) -> dict[str, dict[str, Any]]:
+    """Return the entries of a manifest of `build`; raise UserError for one that `build` cannot have written."""
+    datasets = manifest.get("datasets")
+    is_whole = isinstance(datasets, dict) and all(
+        isinstance(entry, dict)
+        and isinstance(entry.get("file"), str)
+        and isinstance(entry.get("sha256"), str)
+        and isinstance(entry.get("records"), int)
+        and 0 <= (yes if isinstance(yes := entry.get("records_yes", 0), int) else -1) <= entry["records"]
+        and entry["records"] > 0
+        for entry in datasets.values()
+    )
+    if not is_whole:
+        raise UserError(
+            f"{path}: not as scripts/build_dataset.py writes it; delete it and build the data set again"
+        )
+    return datasets
 
 
 def _manifest_path(out: Path, train: str) -> Path:
@@ -394,12 +489,14 @@ def link_to(out: Path, factory: Path, names: list[str]) -> None:
     Raises UserError if `factory` is no folder.
     """
     check_factory(factory)
-    info = json.loads((out / "dataset_info.json").read_text(encoding="utf-8"))
-    for name in names:
-        source = out / info[name]["file_name"]
-        with atomic_path(factory / "data" / info[name]["file_name"]) as path:
-            shutil.copyfile(source, path)
-    _merge_dataset_info(factory / "data", {name: info[name] for name in names})
+    info_path, target = out / "dataset_info.json", factory / "data" / "dataset_info.json"
+    info = read_json(info_path, "build the data sets again")
+    with lock(factory / "data"):
+        for name in names:
+            source = inside(info_path, info[name])
+            with atomic_path(inside(target, info[name])) as path:
+                shutil.copyfile(source, path)
+        _merge_dataset_info(factory / "data", {name: info[name] for name in names})
 
 
 def _merge_dataset_info(folder: Path, entries: dict[str, Any]) -> None:
@@ -407,12 +504,7 @@ def _merge_dataset_info(folder: Path, entries: dict[str, Any]) -> None:
     path = folder / "dataset_info.json"
     known: dict[str, Any] = {}
     if path.exists():
-        try:
-            known = json.loads(path.read_text(encoding="utf-8"))
-        except json.JSONDecodeError as error:
-            raise UserError(
-                f"{path}:{error.lineno}: not JSON ({error.msg}); mend it or move it away"
-            ) from error
+        known = read_json(path, "mend it or move it away")
     merged = {**known, **entries}
     if merged != known:  # a checkout whose entries are already there stays unchanged in git
         with atomic_path(path) as temporary:

@@ -30,6 +30,15 @@ def record_prompt(record: Mapping[str, str]) -> str:
     return "\n".join(part for part in (record.get("instruction"), record.get("input")) if part)
 
 
+def check_model(model: str | Path, root: str | Path = ".") -> None:
+    """Raise `UserError` unless `model` is a folder, seen from `root`, or may be a hub id such as zai-org/GLM-4-9B-0414."""
+    path = Path(root) / model
+    if not path.is_dir() and (
+        Path(model).is_absolute() or str(model).count("/") != 1 or path.parent.is_dir()
+    ):
+        raise UserError(f"{model}: no such model folder; make it with scripts/get_model.py")
+
+
 class ChatTemplate:
     """LLaMA-Factory's template of one name around the tokenizer of one model.
 
@@ -56,11 +65,7 @@ class ChatTemplate:
             )
         from transformers import AutoTokenizer
 
-        path = Path(model_path)
-        if not path.is_dir() and (
-            path.is_absolute() or str(model_path).count("/") != 1 or path.parent.is_dir()
-        ):
-            raise UserError(f"{model_path}: no such model folder; make it with scripts/get_model.py")
+        check_model(model_path)
         try:
             # As llamafactory.model.loader.load_tokenizer does.
             tokenizer = AutoTokenizer.from_pretrained(model_path, use_fast=True, padding_side="right")

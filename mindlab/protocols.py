@@ -65,8 +65,15 @@ def folders_of(protocol: str, split: str) -> tuple[str, ...]:
     return ("train", "dev", *([SUBMITTED] if split == SUBMISSION else []))
 
 
+def check(protocol: str) -> None:
+    """Raise `UserError` unless there is a protocol of that name."""
+    if protocol not in PROTOCOLS:
+        raise UserError(f"protocol {protocol!r}: expected {', '.join(PROTOCOLS)}")
+
+
 def splits_of(protocol: str, mind: Mind, seed: int) -> dict[str, Impressions]:
     """Return the splits of the protocol with that name."""
+    check(protocol)
     if protocol == "seed":
         return seed_splits(mind, seed)
     if protocol == "dev":
@@ -77,9 +84,7 @@ def splits_of(protocol: str, mind: Mind, seed: int) -> dict[str, Impressions]:
             name: part if name in ("fit", "train") else sampled_impressions(part, seed)
             for name, part in splits.items()
         }
-    if protocol == "sampled":
-        return sampled_splits(mind, seed)
-    raise UserError(f"protocol {protocol!r}: expected {', '.join(PROTOCOLS)}")
+    return sampled_splits(mind, seed)
 
 
 def sampled_impressions(impressions: Impressions, seed: int, negatives: int = NEGATIVES) -> Impressions:

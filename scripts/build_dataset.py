@@ -11,6 +11,8 @@ Examples:
   python scripts/build_dataset.py --data data/sample --protocol dev --format next_click --out data
   python scripts/build_dataset.py --data data/raw/MINDsmall --protocol seed --format likes_dislikes \\
       --out data --no-shorten --link-to ../LLaMA-Factory
+  python scripts/build_dataset.py --data data/sample --protocol sampled --format summary --summary recurrent \\
+      --out data --model models/smollm2-135m --template smollm2 --limit 100
   python scripts/build_dataset.py --data data/raw/MINDlarge --protocol dev --format next_click --out data \\
       --model zai-org/glm-4-9b-chat-hf --template glm4 --engine ray --address auto
 """
@@ -19,11 +21,13 @@ import sys
 from pathlib import Path
 
 from mindlab import cli, distributed
-from mindlab.alpaca import BuildOptions, build, check_factory, link_to, make_budget
+from mindlab.alpaca import BuildOptions, build, check_factory, check_summary, link_to, make_budget
 from mindlab.errors import UserError
 from mindlab.mind import read_mind
-from mindlab.prompts import FORMATS
+from mindlab.prompts import FORMATS, Summary
+from mindlab.report import written_text
 from mindlab.runs import data_hashes
+from mindlab.summaries import summariser_of
 
 
 def main() -> None:
@@ -32,7 +36,9 @@ def main() -> None:
     parser.add_argument(
         "--data", required=True, type=Path, help="folder with train/ and dev/ (MIND or a sample)"
     )
-    parser.add_argument("--protocol", required=True, help="seed (the tutorial's) or dev (the honest one)")
+    parser.add_argument(
+        "--protocol", required=True, help="seed (the tutorial's), dev (the honest one) or sampled"
+    )
     parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="the prompt format")
     parser.add_argument("--out", required=True, type=Path, help="LLaMA-Factory's dataset_dir, usually data")
     parser.add_argument("--model", help="model folder or hub id whose tokenizer counts; needs --template")
@@ -45,7 +51,13 @@ def main() -> None:
     parser.add_argument(
         "--history",
         type=int,
-        help="latest titles of a reader to use (next_click, next_topic 12, pointwise 8)",
+        help="latest titles of a reader to use (next_click, next_topic 12, pointwise 8, summary 5)",
+    )
+    parser.add_argument(
+        "--summary",
+        choices=Summary.ways,
+        default="recent",
+        help="summary: how --model writes what a reader likes (default recent: not at all)",
     )
     parser.add_argument(
         "--language", choices=("en", "zh"), default="en", help="language of the prompt's frame"
@@ -86,6 +98,10 @@ def main() -> None:
     if args.link_to:
         check_factory(args.link_to)
 
+    if args.summary != "recent" and not args.model:
+        raise UserError(f"--summary {args.summary} is written by a model; give --model and --template")
+    check_summary(args.format, args.summary)
+
     counted = {"model": args.model, "template": args.template, "cutoff_len": args.cutoff_len}
     options = BuildOptions(
         protocol=args.protocol,
@@ -97,9 +113,11 @@ def main() -> None:
         limit=args.limit,
         interests=args.interests,
         permute_titles=args.permute_titles,
+        summary=args.summary,
         **({} if args.no_shorten or not args.model else counted),
     )
     run = distributed.chosen(args)
+    write = summariser_of(args.summary, args.model, args.template, args.language)
     splits = ("train",) if args.protocol == "seed" else ("train", "dev")
     mind = read_mind(args.data, splits, args.missing)
     manifest = build(
@@ -110,9 +128,12 @@ def main() -> None:
         data_hashes(args.data, splits),
         cli.records_bar,
         run,
+        write,
     )
     for name, made in manifest["datasets"].items():
         print(f"{name}: {made['records']:,} records, tokens {made['tokens']}", file=sys.stderr)
+        if "texts_written" in made:
+            print(written_text(name, "summaries", made["texts_written"]), file=sys.stderr)
         too_long = 0 if made["tokens"] == "unchecked" else made["tokens"]["still_too_long"]
         if too_long:
             print(f"warning: {too_long} records of {name} do not fit even at their shortest", file=sys.stderr)

@@ -36,6 +36,7 @@ from mindlab.prompts import (
     NextClickParts,
     NextTopicParts,
     PointwiseParts,
+    SummaryParts,
 )
 from mindlab.protocols import seed_splits
 from mindlab.records import SLACK, Budget, Shortening, TutorialWriter, blocks, records
@@ -360,7 +361,7 @@ def test_foreign_entries_stay_and_an_unchanged_file_stays_untouched(sample, tmp_
 
 def test_a_broken_dataset_info_is_the_users_to_mend(sample, tmp_path):
     (tmp_path / "dataset_info.json").write_text('{\n"a": 1,\n}', encoding="ascii")
-    with pytest.raises(UserError, match=r"dataset_info.json:[23]: not JSON"):
+    with pytest.raises(UserError, match=r"dataset_info.json: not JSON .*line [23] column"):
         build(sample, BuildOptions("seed", "likes_dislikes", limit=5), tmp_path)
     assert (tmp_path / "dataset_info.json").read_text() == '{\n"a": 1,\n}'
 
@@ -511,6 +512,7 @@ def test_very_short_and_very_long_titles_are_dropped_one_by_one_too(glm4_chat, f
             "next_click": NextClickParts(titles),
             "next_topic": NextTopicParts(titles, ["a, b"]),
             "pointwise": PointwiseParts(titles, "Hi", True),
+            "summary": SummaryParts("Hi there.", titles, "Hi", True),
             "likes_dislikes": LikesDislikesParts(["A"], ["B"], titles, "C", True),
         }[form.name]
         budget, done = Budget(glm4_chat.count, glm4_chat.estimate, cutoff_len), Shortening()
@@ -630,6 +632,26 @@ def test_no_shorten_keeps_the_bytes_and_says_unchecked(run, tiny_glm, glm4_chat,
             "--model and --template go together",
         ),
         (["--protocol", "dev", "--format", "pointwise", "--data", "/nowhere"], "/nowhere"),
+        (["--protocol", "dev", "--format", "summary"], "protocol 'dev' with format 'summary'"),
+        (
+            ["--protocol", "sampled", "--format", "summary", "--summary", "recurrent"],
+            "is written by a model; give --model and --template",
+        ),
+        (
+            [
+                "--protocol",
+                "dev",
+                "--format",
+                "pointwise",
+                "--summary",
+                "recurrent",
+                "--model",
+                "x",
+                "--template",
+                "y",
+            ],
+            "--summary recurrent goes with format summary alone, not with pointwise",
+        ),
         (["--protocol", "dev", "--format", "pointwise", "--link-to", "/nowhere"], "/nowhere: no such folder"),
     ],
 )

@@ -26,12 +26,17 @@ def test_every_config_is_found():
         ),
         "new_train.yaml",
         "news_inference.yaml",
-        *(f"train/glm4_9b_{name}_{kind}_sft.yaml" for name in ("0414", "chat") for kind in ("lora", "qlora")),
+        *(
+            f"train/glm4_9b_{name}_{kind}.yaml"
+            for name in ("0414", "chat")
+            for kind in ("lora_sft", "lora_sft_summary", "qlora_sft")
+        ),
         "train/smollm2_135m_lora_sft.yaml",
         "train/smollm2_135m_lora_sft_next_topic.yaml",
         "train/smollm2_135m_lora_sft_pointwise.yaml",
+        "train/smollm2_135m_lora_sft_summary.yaml",
     ]
-    assert (len(TRAIN), len(CHAT), len(EXPORT)) == (10, 3, 2)
+    assert (len(TRAIN), len(CHAT), len(EXPORT)) == (13, 3, 2)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -176,3 +181,46 @@ def test_dataset_info_maps_every_column():
         if name not in ("mind", "mind_test"):
             assert re.fullmatch(r"mind_[a-z-]+_[a-z_]+_(fit|valid|train|test)", name)
             assert entry["file_name"] == f"processed/{name}.json"
+
+
+# A server's command, and what must stand before it for this machine alone to reach it.
+SERVERS = {
+    r"llamafactory-cli api\b": ("API_HOST=127.0.0.1", "API_KEY="),
+    r"llamafactory-cli web(chat|ui)\b": ("GRADIO_SERVER_NAME=127.0.0.1", "GRADIO_ANALYTICS_ENABLED=False"),
+    r"\b(vllm serve|vllm\.entrypoints)": ("--host 127.0.0.1", "--api-key"),
+    r"\btensorboard --": ("--host 127.0.0.1",),
+}
+
+
+def open_servers(text):
+    """Return the lines that start a server which others on the network could reach, and `(or webchat)`."""
+    return [
+        line
+        for line in text.splitlines()
+        for command, words in SERVERS.items()
+        if re.search(command, line) and not all(word in line for word in words)
+    ] + re.findall(r".*\bor webchat\b.*", text)
+
+
+def test_every_server_command_listens_on_this_machine_alone():
+    names = (
+        "*.md",
+        "configs/**/*.yaml",
+        "configs/*.md",
+        "docs/*.md",
+        "notebooks/src/*.py",
+        "scripts/*.py",
+        "Makefile",
+    )
+    files = [file for name in names for file in ROOT.glob(name)]
+    assert len(files) > 40
+    assert {str(file): found for file in files if (found := open_servers(file.read_text("utf-8")))} == {}
+    served = "".join(file.read_text("utf-8") for file in CHAT)
+    assert (served.count("llamafactory-cli api"), served.count("llamafactory-cli webchat")) == (3, 3)
+    for line in (
+        "API_PORT=8000 llamafactory-cli api x.yaml",
+        "vllm serve m",
+        "tensorboard --logdir x",
+        "(or webchat)",
+    ):
+        assert open_servers(line)

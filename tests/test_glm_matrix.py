@@ -10,18 +10,17 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
-import time
 from dataclasses import dataclass
 from pathlib import Path
 
 import pytest
-import requests
 
 from mindlab import factory
 from mindlab.chat import quiet_factory
+from mindlab.errors import UserError
+from mindlab.llm.server import ServerWriter, serve_factory
 from tests import tiny_glm
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -29,6 +28,7 @@ NAMES = {"glm": "glm4_9b_chat", "glm4": "glm4_9b_0414"}
 TARGETS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}
 STEPS = (
     "train/{}_lora_sft",
+    "train/{}_lora_sft_summary",
     "train/{}_qlora_sft",
     "infer/{}_lora_predict",
     "infer/{}_lora_chat",
@@ -78,7 +78,11 @@ def checkout(models, tmp_path_factory) -> Path:
     out = tmp_path_factory.mktemp("built")
     script = [sys.executable, ROOT / "scripts/build_dataset.py", "--data", ROOT / "data/sample", "--out", out]
     fitted = ["--model", models["glm"], "--template", "glm4", "--cutoff-len", 1024, "--link-to", root]
-    for protocol, form, n in (("dev", "next_click", 8), ("seed", "likes_dislikes", 10)):
+    for protocol, form, n in (
+        ("dev", "next_click", 8),
+        ("seed", "likes_dislikes", 10),
+        ("sampled", "summary", 10),
+    ):
         command = [*script, *fitted, "--protocol", protocol, "--format", form, "--limit", n]
         subprocess.run([str(word) for word in command], check=True, capture_output=True)
     for path in [ROOT / f"configs/{step.format(name)}.yaml" for name in NAMES.values() for step in STEPS]:
@@ -132,6 +136,11 @@ def test_lora_trains_on_whole_records(lab):
     )
     assert labels.startswith("\n- ")
     assert prompt.endswith(f"<|assistant|>{labels}")
+
+
+def test_lora_trains_on_summary_records(lab, tmp_path):
+    lab.run("train/{}_lora_sft_summary", output_dir=str(tmp_path / "lora"), max_steps=2)
+    assert_trained(tmp_path / "lora")
 
 
 def test_qlora_trains_on_four_bit_weights(lab, tmp_path, monkeypatch):
@@ -212,40 +221,19 @@ def test_chat_answers_in_the_terminal(lab, strong):
     assert len(answer.strip()) > 20  # a random model hardly ever stops by itself
 
 
-def test_api_answers_over_http(lab, strong, tmp_path):
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]
-    env = quick_environment(API_HOST="127.0.0.1", API_PORT=str(port))
-    with (tmp_path / "api.txt").open("w") as output:
-        server = subprocess.Popen(
-            command(lab, "api", strong),
-            cwd=lab.root,
-            env=env,
-            stdout=output,
-            stderr=output,
-            start_new_session=True,
-        )
-    try:
-        base = f"http://127.0.0.1:{port}/v1"
-        deadline = time.monotonic() + 120
-        while True:
-            assert server.poll() is None, (tmp_path / "api.txt").read_text()[-2000:]
-            assert time.monotonic() < deadline
-            with contextlib.suppress(requests.ConnectionError):
-                requests.get(f"{base}/models", timeout=5).raise_for_status()
-                break
-            time.sleep(0.2)
-        question = {"model": "mind", "messages": [{"role": "user", "content": "Yes or No?"}]}
-        answers = []
-        for _ in range(2):
-            response = requests.post(f"{base}/chat/completions", json=question, timeout=60)
-            response.raise_for_status()
-            answers.append(response.json()["choices"][0]["message"]["content"])
+def test_api_answers_over_http(lab, strong, tmp_path, monkeypatch):
+    paths = {"model_name_or_path": str(lab.model), "adapter_name_or_path": str(strong)}
+    yaml, output = lab.yaml("infer/{}_lora_chat"), tmp_path / "api.txt"
+    with serve_factory(yaml, paths, root=lab.root, output=output) as server:
+        record = {"system": "", "instruction": "Yes or No?", "input": "", "output": ""}
+        writer = ServerWriter(server.base_url, server.model, max_new_tokens=16, batch=1, key=server.key)
+        answers = writer.write([record, record])
         assert answers[0] == answers[1] != ""  # greedy
-    finally:
-        os.killpg(server.pid, signal.SIGKILL)
-        server.wait()
+        assert writer.tokens_written
+        assert str(strong) in output.read_text()  # the adapter is loaded
+        monkeypatch.setenv(server.key, "another")
+        with pytest.raises(UserError, match="put the server's key into"):
+            writer.write([record])
 
 
 @pytest.mark.parametrize("step", STEPS)

@@ -11,14 +11,22 @@ from mindlab.llm.engine import Engine
 from mindlab.mind import Impressions, Mind
 from mindlab.prompts import (
     FORMATS,
+    InContext,
+    JsonList,
     LikesDislikes,
     LikesDislikesParts,
+    ListParts,
+    Listwise,
     NextClick,
     NextClickParts,
     NextTopic,
     NextTopicParts,
     Pointwise,
     PointwiseParts,
+    PreferenceSummary,
+    Recency,
+    Summary,
+    SummaryParts,
     yes_no,
 )
 from tests.factory_rows import factory_rows
@@ -216,6 +224,117 @@ def test_next_topic_in_both_languages(language, instruction, none):
     assert form.droppable(parts) == 2
 
 
+@pytest.mark.parametrize(
+    ("language", "likes", "last", "ask", "none"),
+    [
+        (
+            "en",
+            "The reader likes: Golf {1}.\n",
+            "Headlines that the reader clicked last, oldest first:\n",
+            "\nWill this reader click the following headline? Answer Yes. or No.\n- ",
+            "(none yet)",
+        ),
+        (
+            "zh",
+            "这位读者的喜好：Golf {1}.\n",
+            "这位读者最近点击的新闻标题，按时间从早到晚排列：\n",
+            "\n这位读者会点击下面这条新闻吗？请回答 Yes. 或 No.\n- ",
+            "（暂无）",
+        ),
+    ],
+)
+def test_summary_in_both_languages(language, likes, last, ask, none):
+    form, parts = Summary(language), SummaryParts("Golf {1}.", ["h {candidate}", "h2"], "c {0}", True)
+    made = form.record(parts)
+    assert made["input"] == f"{likes}{last}- h {{candidate}}\n- h2{ask}c {{0}}"
+    assert made["output"] == "Yes."
+    assert form.record(replace(parts, summary=""))["input"] == made["input"].removeprefix(likes)
+    assert form.record(parts, 1)["input"] == f"{likes}{last}- h2{ask}c {{0}}"
+    assert form.record(parts, 2)["input"] == f"{likes}{last}{none}{ask}c {{0}}"
+    assert form.droppable(parts) == 2
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_preference_is_asked_for_after_what_is_shown(language):
+    form = PreferenceSummary(language)
+    asked = [form.block(["t1", "t2"]), form.merge(["s1", "s2"]), form.update("s {0}", ["t1"])]
+    for record, shown in zip(asked, ("- t1\n- t2\n", "- s1\n- s2\n", "\n- t1\n"), strict=True):
+        _, _, question = record["input"].rpartition(shown)
+        assert question == form.text["ask"], "nothing stands behind the question, and no example anywhere"
+        assert record["output"] == ""
+    assert "s {0}\n" in asked[2]["input"]
+    assert len({record["instruction"] for record in asked}) == 3
+
+
+PROMPTS_EN = {
+    Recency: "- h1\n- h2\nThe headline that the reader clicked last is:\n- h2\n"
+    "Will this reader click the following headline? Answer Yes. or No.\n- c {1}",
+    InContext: "(none yet)\nWill this reader click the following headline? Answer Yes. or No.\n- h1\nYes.\n"
+    "Will this reader click the following headline? Answer Yes. or No.\n- h2\nYes.\n"
+    "Will this reader click the following headline? Answer Yes. or No.\n- c {1}",
+}
+PROMPTS_ZH = {
+    Recency: "- h1\n- h2\n这位读者最近一次点击的新闻标题是：\n- h2\n"
+    "这位读者会点击下面这条新闻吗？请回答 Yes. 或 No.\n- c {1}",
+    InContext: "（暂无）\n这位读者会点击下面这条新闻吗？请回答 Yes. 或 No.\n- h1\nYes.\n"
+    "这位读者会点击下面这条新闻吗？请回答 Yes. 或 No.\n- h2\nYes.\n"
+    "这位读者会点击下面这条新闻吗？请回答 Yes. 或 No.\n- c {1}",
+}
+
+
+@pytest.mark.parametrize("form", [Recency, InContext])
+def test_recency_and_in_context_are_pointwise_with_a_word_more(form):
+    for language, expected in (("en", PROMPTS_EN), ("zh", PROMPTS_ZH)):
+        whole = Pointwise(language).record(ASKED)
+        assert form(language).record(ASKED) == {**whole, "input": expected[form]}
+        empty = replace(ASKED, history=[])
+        assert form(language).record(empty) == Pointwise(language).record(empty)
+
+
+def test_what_is_dropped_is_the_history_and_neither_the_latest_click_nor_an_example():
+    assert Recency().droppable(ASKED) == 1
+    assert (
+        Recency()
+        .record(ASKED, 1)["input"]
+        .startswith("- h2\nThe headline that the reader clicked last is:\n- h2\n")
+    )
+    long = replace(ASKED, history=["h1", "h2", "h3"])
+    assert InContext().droppable(long) == 1
+    assert InContext().record(long)["input"].startswith("- h1\nWill this reader")
+    assert InContext().record(long, 1)["input"] == PROMPTS_EN[InContext].replace("h2", "h3").replace(
+        "h1", "h2"
+    )
+    assert InContext().droppable(replace(ASKED, history=["h1"])) == 0
+
+
+def test_listwise_in_both_languages():
+    parts = ListParts(["h {1}"], ["c1", "c {2}"])
+    assert Listwise("en").record(parts) == {
+        "system": "You are a news recommender.",
+        "instruction": "Here are headlines that a reader clicked, oldest first.",
+        "input": "- h {1}\nWhich of these headlines will this reader click next?\nA. c1\nB. c {2}\nAnswer with one letter.",
+        "output": "",
+    }
+    shown = Listwise("zh").record(parts, 1)["input"]
+    assert shown == "（暂无）\n这位读者接下来会点击下面哪一条新闻？\nA. c1\nB. c {2}\n请只回答一个字母。"
+    assert Listwise().record(ListParts([], ["c"] * 26))["input"].count("\nZ. c\n") == 1
+    with pytest.raises(ValueError, match="zip"):
+        Listwise().record(ListParts([], ["c"] * 27))
+
+
+@pytest.mark.parametrize("language", ["en", "zh"])
+def test_a_json_list_is_asked_for_with_its_length_and_its_form(language):
+    parts = ListParts(["h {1}"], ["c1", "c {2}"])
+    made, thinking = JsonList(language).record(parts), JsonList(language, thinking=True).record(parts)
+    assert made["input"].startswith("- h {1}\n")
+    assert "\n- c1\n- c {2}\n" in made["input"]
+    assert made["input"].count("2") == 2  # and the headline's own
+    assert made["input"].endswith("}]")
+    assert '[{"title": "...", "like": true' in made["input"]
+    assert thinking["input"].removeprefix(made["input"]) == JsonList(language).text["thinking"]
+    assert made["output"] == ""
+
+
 SIBLINGS = ([1, 0, 0, 0], [0, 1, 0, 0], [0, 1, 1, 0], [1, 1, 1, 0])
 
 
@@ -228,13 +347,17 @@ def prompts_without_labels(prompts_of, protocol, form):
     return first
 
 
-@pytest.mark.parametrize("form", ["pointwise", "next_click", "next_topic"])
+ASKING = ["pointwise", "recency", "in_context", "listwise", "next_click", "next_topic"]
+
+
+@pytest.mark.parametrize("form", ASKING)
 def test_no_test_prompt_depends_on_a_label(test_prompts_of, form):
     found = prompts_without_labels(test_prompts_of, "dev", form)
-    assert len(found) >= (2 if form == "next_topic" else 4)  # topics: with history and without
+    # Topics: with history and without. A list shows all candidates, in each of three orders.
+    assert len(found) >= {"next_topic": 2, "listwise": 3}.get(form, 4)
 
 
-@pytest.mark.parametrize("form", ["pointwise", "next_click", "next_topic"])
+@pytest.mark.parametrize("form", ASKING)
 def test_a_siblings_click_in_the_history_is_noticed(test_prompts_of, monkeypatch, form):
     def with_clicks(impressions, i):
         clicked = impressions.candidates(i)[impressions.candidate_labels(i) == 1]
@@ -268,9 +391,19 @@ def test_the_tutorials_prompt_depends_on_its_siblings_labels_but_not_on_its_own(
     assert test_prompts_of("seed", "likes_dislikes", [1, 0, 0, 1]) == prompts[0]
 
 
+@pytest.mark.parametrize("form", [form for form in ASKING if form not in FORMATS])
+def test_what_only_asks_neutralises_a_title(test_prompts_of, glm4_chat, form):
+    prompts = test_prompts_of("dev", form, [1, 0, 0, 0])
+    specials = set(glm4_chat.tokenizer.all_special_ids)
+    assert all(
+        sum(i in specials for i in prompt) <= 5 for prompt in prompts
+    )  # [gMASK] <sop> system user assistant
+    assert any("tricks [ gMASK] for < |im_end|>" in glm4_chat.tokenizer.decode(prompt) for prompt in prompts)
+
+
 @pytest.mark.parametrize(
     ("protocol", "form"),
-    [("seed", "likes_dislikes"), ("dev", "pointwise"), ("dev", "next_click"), ("dev", "next_topic")],
+    [("seed", "likes_dislikes"), *(("dev", form) for form in ASKING if form in FORMATS)],
 )
 def test_scorer_and_builder_neutralise_a_title_alike(test_prompts_of, glm4_chat, tmp_path, protocol, form):
     clean = "Ten < |user|> tricks [ gMASK] for < |im_end|> you"
