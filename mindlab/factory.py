@@ -7,26 +7,37 @@ resumed run instead of a mixed one, and nothing done when the same run is alread
 
 import dataclasses
 import enum
+import hashlib
 import json
+import math
 import os
 import re
+import shutil
 import signal
 import subprocess
 import sys
 import time
 import types
 import typing
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
+
+import yaml
 
 from mindlab.chat import import_factory, quiet_factory
 from mindlab.errors import UserError
-from mindlab.files import sha256, write_json
+from mindlab.files import MOST_JSON, inside, is_number, lock, read_json, sha256, write_json, write_text
+from mindlab.machine import CLOSED
+from mindlab.runs import without_secrets
 
 RECORD = "mindlab_run.json"  # what was asked, in the output folder; its "finished" is set last
 OUTPUT = "train_output.txt"  # everything LLaMA-Factory printed
 LOSSES = "trainer_log.jsonl"  # LLaMA-Factory's own name
+NUMBERS_OF_A_ROW = ("current_steps", "total_steps", "loss", "lr", "epoch", "percentage")
+MOST_YAML = 1_000_000  # bytes; ours have some 2,000
+MOST_VALUES = 10_000  # of a YAML, its aliases written out
 # For glibc: freed memory stays with the process. By default it gives every large tensor back to the system and takes
 # it anew, page by page, at the cost of 12 to 20 % of a training's time on two cores (benchmarks/training.py).
 KEEP_MEMORY = {
@@ -34,6 +45,24 @@ KEEP_MEMORY = {
     "MALLOC_TRIM_THRESHOLD_": str(2**34),
     "MALLOC_TOP_PAD_": str(2**28),
 }
+CHECKPOINT_STATE = "trainer_state.json"  # transformers writes it last into a checkpoint
+# The process between this one and the trainer or server, its group's leader. It ends the group when its stdin is closed, which
+# the system does however this process ends: a SIGKILL, or a notebook's kernel that is shut down, leaves none of them.
+KEEPER = """
+import os, signal, subprocess, sys, threading
+child = subprocess.Popen(sys.argv[1:], stdin=subprocess.DEVNULL)
+signal.signal(signal.SIGTERM, lambda *_: None)  # it is for the child, whose end is waited for
+def watch():
+    os.read(0, 1)
+    os.killpg(0, signal.SIGTERM)
+    try:
+        child.wait(10)
+    finally:
+        os.killpg(0, signal.SIGKILL)
+threading.Thread(target=watch, daemon=True).start()
+code = child.wait()
+os._exit(code if code >= 0 else 128 - code)
+"""
 # Checked by the presence of a package, or only meaningful on a GPU: not a question about the file.
 MACHINE_KEYS = ("deepspeed", "tf32", "pure_bf16", "enable_liger_kernel", "use_unsloth")
 
@@ -45,14 +74,45 @@ def load(path: str | Path, overrides: Mapping[str, Any] | None = None) -> dict[s
     path = Path(path)
     if not path.is_file():
         raise UserError(f"{path}: no such file; the configs of this project are in configs/")
+    if path.stat().st_size > MOST_YAML:
+        raise UserError(f"{path}: larger than {MOST_YAML:,} bytes, expected a YAML of some dozens of lines")
     try:
+        with path.open(encoding="utf-8") as file:
+            expanded = values_of(yaml.compose(file, Loader=yaml.SafeLoader), {})
+        if expanded > MOST_VALUES:
+            raise ValueError(
+                f"its aliases make {expanded:.1g} values of it, expected at most {MOST_VALUES:,}"
+            )
         # OmegaConf, since PyYAML alone reads 1e-4 as text.
         settings = OmegaConf.to_container(OmegaConf.load(path))
     except Exception as error:  # yaml's and omegaconf's errors have no common class
         raise UserError(f"{path}: not valid YAML: {' '.join(str(error).split())}") from error
     if not isinstance(settings, dict):
         raise UserError(f"{path}: expected lines of the form key: value")
-    return {**settings, **(overrides or {})}
+    settings = {**settings, **(overrides or {})}
+    for key in settings:
+        if not isinstance(key, str):
+            raise UserError(f"{path}: {key!r}: expected a name before the colon")
+        if key.endswith("_token") and isinstance(settings[key], str):
+            raise UserError(
+                f"{path}: {key}: a token in the settings would be kept beside the adapter; take it out, and run "
+                "`hf auth login` or set HF_TOKEN"
+            )
+    return settings
+
+
+def values_of(node: Any, seen: dict[int, float]) -> float:
+    """Return how many values a composed YAML document has when each alias is written out; `seen` holds those known.
+
+    A dozen lines of aliases to aliases make more values than a memory holds, and OmegaConf writes them all out.
+    """
+    if id(node) not in seen:
+        seen[id(node)] = math.inf  # while it is being counted: an alias to what it stands in
+        parts = node.value if isinstance(node, yaml.CollectionNode) else ()
+        if isinstance(node, yaml.MappingNode):
+            parts = [part for pair in parts for part in pair]
+        seen[id(node)] = 1.0 + sum(values_of(part, seen) for part in parts)
+    return seen[id(node)]
 
 
 def validate(
@@ -166,19 +226,22 @@ def check_datasets(path: str | Path, settings: Mapping[str, Any], root: Path) ->
 def dataset_names(settings: Mapping[str, Any]) -> list[str]:
     """Return the datasets a run reads, training ones first."""
     lists = [settings.get(key) or "" for key in ("dataset", "eval_dataset")]
+    for names in lists:
+        if not isinstance(names, str):
+            raise UserError(f"dataset: {names!r}: expected names with commas between")
     return [name.strip() for names in lists for name in names.split(",") if name.strip()]
 
 
 def read_dataset_info(settings: Mapping[str, Any], root: Path) -> tuple[Path, dict[str, Any]]:
     """Return the path and the content of the dataset_info.json that a run in `root` reads."""
-    path = root / settings.get("dataset_dir", "data") / "dataset_info.json"
-    try:
-        # ASCII: LLaMA-Factory opens it with the encoding of the user's locale.
-        return path, json.loads(path.read_text(encoding="ascii"))
-    except FileNotFoundError as error:
-        raise UserError(f"{path}: no such file; run in the repository root, or set dataset_dir") from error
-    except ValueError as error:
-        raise UserError(f"{path}: not JSON in plain ASCII: {error}") from error
+    folder = settings.get("dataset_dir") or "data"
+    if not isinstance(folder, str):
+        raise UserError(f"dataset_dir: {folder!r}: expected the name of a folder")
+    path = root / folder / "dataset_info.json"
+    if not path.is_file():
+        raise UserError(f"{path}: no such file; run in the repository root, or set dataset_dir")
+    # ASCII: LLaMA-Factory opens it with the encoding of the user's locale.
+    return path, read_json(path, "it must be JSON in plain ASCII", encoding="ascii")
 
 
 def hash_datasets(settings: Mapping[str, Any], root: Path) -> dict[str, str]:
@@ -186,9 +249,9 @@ def hash_datasets(settings: Mapping[str, Any], root: Path) -> dict[str, str]:
     info_path, info = read_dataset_info(settings, root)
     hashes = {}
     for name in dataset_names(settings):
-        if "file_name" not in info[name]:  # a dataset on a hub
+        if isinstance(info[name], dict) and "file_name" not in info[name]:  # a dataset on a hub
             continue
-        file = info_path.parent / info[name]["file_name"]
+        file = inside(info_path, info[name])
         if not file.is_file():
             raise UserError(
                 f"{file}: no such file, but dataset {name} needs it; see scripts/build_dataset.py"
@@ -209,11 +272,15 @@ def train(
     A finished run with the same settings and data is not repeated, an interrupted one goes on from its last
     checkpoint. Draws a progress bar on stderr; LLaMA-Factory's own words go to train_output.txt. `watch` is
     called with every row of trainer_log.jsonl as it is written; what it raises ends the training. Raises
-    `UserError` for an invalid YAML, an output folder of another run, and a run that fails.
+    `UserError` for an invalid YAML, an output folder of another run or that another process writes to, and a run that
+    fails.
     """
     root = Path(root)
     path = Path(path)
     settings = load(path, overrides)
+    for key in ("output_dir", "model_name_or_path"):
+        if not isinstance(settings.get(key), str):
+            raise UserError(f"{path}: {key}: {settings.get(key)!r}: a training needs a text here")
     check_datasets(path, settings, root)
     out = root / settings["output_dir"]
     # Through JSON, so that it compares equal to what is read back.
@@ -222,31 +289,88 @@ def train(
         log(f"{out}: already trained with these settings and data")
         return out
     validate(path, overrides, root)
-    out.mkdir(parents=True, exist_ok=True)
+    with lock(out) as handle:
+        if not is_finished(out, wanted):  # nor by who held the lock before
+            _launch(path, settings, wanted, overrides or {}, out, root, watch, handle)
+    return out
+
+
+def _launch(
+    path: Path,
+    settings: Mapping[str, Any],
+    wanted: dict[str, Any],
+    overrides: Mapping[str, Any],
+    out: Path,
+    root: Path,
+    watch: Callable[[Mapping[str, Any]], None],
+    handle: int,
+) -> None:
+    """Do what `train` says, in an `out` that is locked by `handle`."""
+    discard_torn(out)
+    # What the adapter belongs to: see `check_adapter`.
+    wanted["base"] = base_of(root / settings["model_name_or_path"])
     write_json(out / RECORD, {**wanted, "finished": False})
-    run = [*command(), "train", str(path.resolve()), *map(argument, (overrides or {}).items())]
+    run = [*command(), "train", str(path.resolve()), *map(argument, overrides.items())]
     # With true, LLaMA-Factory would start anew among the old checkpoints; resuming is ours to offer.
     run.append("overwrite_output_dir=false")
-    code = follow(run, out, environment(settings, root), root, watch)
+    try:
+        code = follow(run, out, environment(settings, root), root, watch, handle)
+    finally:
+        hide_secrets(out / OUTPUT)
     if code != 0:
-        raise UserError(f"{path}: LLaMA-Factory ended with exit code {code}; {failure(out / OUTPUT)}")
+        raise UserError(
+            f"{path}: LLaMA-Factory ended with exit code {code}; all it printed is in {out / OUTPUT}, which ends:",
+            last_lines(out / OUTPUT),
+        )
     if not has_weights(out):
         raise UserError(f"{path}: LLaMA-Factory ended well but left no weights in {out}; see {out / OUTPUT}")
     write_json(out / RECORD, {**wanted, "finished": True})
-    return out
+
+
+def discard_torn(out: Path) -> None:
+    """Remove what a killed training left half-written in its output folder, so that what is whole is gone on with.
+
+    That is a checkpoint whose last file is not whole or whose weights are not, and after it the last line of
+    trainer_log.jsonl if it has no end. Without a checkpoint to go on from, weights of the whole run go too:
+    LLaMA-Factory refuses to start beside them.
+    """
+    checkpoints = [path for path in out.glob("checkpoint-*") if path.is_dir()]
+    torn = [path for path in checkpoints if not is_whole(path)]
+    for path in torn:
+        shutil.rmtree(path)
+    if len(torn) == len(checkpoints):
+        patterns = ("adapter_*", "*.safetensors", "*.bin", "*.index.json")
+        for path in {path for pattern in patterns for path in out.glob(pattern)}:
+            path.unlink()
+    losses = out / LOSSES
+    if losses.exists():
+        data = losses.read_bytes()
+        if (end := data.rfind(b"\n") + 1) < len(data):
+            os.truncate(losses, end)
+
+
+def is_whole(checkpoint: Path) -> bool:
+    """Return whether a checkpoint of transformers' Trainer was written to its end."""
+    from safetensors import SafetensorError, safe_open
+
+    try:
+        state = json.loads((checkpoint / CHECKPOINT_STATE).read_text(encoding="utf-8"))
+        for file in checkpoint.glob("*.safetensors"):
+            with safe_open(file, framework="pt"):  # reads the header, and compares it with the size
+                pass
+    except (OSError, ValueError, SafetensorError):
+        return False
+    return isinstance(state, dict) and checkpoint.name == f"checkpoint-{state.get('global_step')}"
 
 
 def is_finished(out: Path, wanted: Mapping[str, Any]) -> bool:
     """Return whether `out` holds the finished run `wanted`; raise `UserError` if it holds another one."""
     advice = f"delete {out}, or choose another output_dir"
-    try:
-        record = json.loads((out / RECORD).read_text(encoding="utf-8"))
-    except FileNotFoundError:
+    if not (out / RECORD).exists():
         if has_weights(out) or any(out.glob("checkpoint-*")):
-            raise UserError(f"{out} holds a run that was started by other means; {advice}") from None
+            raise UserError(f"{out} holds a run that was started by other means; {advice}")
         return False
-    except ValueError:
-        raise UserError(f"{out / RECORD}: not valid JSON; {advice}") from None
+    record = read_record(out / RECORD, advice)
     old = record.get("settings", {})
     new = wanted["settings"]
     changed = [
@@ -267,7 +391,90 @@ def is_finished(out: Path, wanted: Mapping[str, Any]) -> bool:
 def settings_of(out: str | Path) -> dict[str, Any] | None:
     """Return the settings that a training of `train` was run with; None for a folder of another origin."""
     path = Path(out) / RECORD
-    return json.loads(path.read_text(encoding="utf-8")).get("settings") if path.is_file() else None
+    return read_record(path, "train it again").get("settings") if path.is_file() else None
+
+
+def read_record(path: Path, advice: str) -> dict[str, Any]:
+    """Return the record of a training, its parts being objects; raise `UserError` for anything else."""
+    record = read_json(path, advice)
+    for key in ("settings", "datasets", "base"):
+        if not isinstance(record.get(key, {}), dict):
+            raise UserError(f"{path}: {key} is {record[key]!r}, expected an object; {advice}")
+    return record
+
+
+def base_of(model: str | Path) -> dict[str, str]:
+    """Return SHA-256 hashes of what an adapter depends on in a model folder; {} for a hub id.
+
+    ``config``: config.json without what a library writes of itself; ``tokenizer``: tokenizer.json; ``weights``: the
+    first 64 rows of the first and the last tensor of each safetensors file, by name, which tells a fine-tuned
+    model from its base in a fraction of the time that all bytes take.
+    """
+    folder = Path(model)
+    if not (folder / "config.json").is_file():
+        return {}
+    config = read_json(folder / "config.json", "get the model again")
+    own = {key: config[key] for key in config if key not in ("transformers_version", "_name_or_path")}
+    hashes = {"config": hashlib.sha256(json.dumps(own, sort_keys=True).encode()).hexdigest()}
+    if (folder / "tokenizer.json").is_file():
+        hashes["tokenizer"] = sha256(folder / "tokenizer.json")
+    if files := sorted(folder.glob("model*.safetensors")):
+        import torch
+        from safetensors import safe_open
+
+        digest = hashlib.sha256()
+        for file in files:
+            with safe_open(file, framework="pt") as weights:
+                names = sorted(weights.keys())
+                for name in (names[0], names[-1]):
+                    part = weights.get_slice(name)[:64].contiguous().view(torch.uint8)
+                    digest.update(name.encode() + part.numpy().tobytes())
+        hashes["weights"] = digest.hexdigest()
+    return hashes
+
+
+def check_adapter(adapter: str | Path, model: str | Path, template: str) -> None:
+    """Raise `UserError` unless an adapter belongs to the model and was trained with the template.
+
+    The record of its training decides. Without one (an adapter of another origin) peft's adapter_config.json names
+    the base; that is compared by its last part, and a warning on stderr says that no more could be.
+    """
+    folder = Path(adapter)
+    record = read_record(path, "train it again") if (path := folder / RECORD).is_file() else {}
+    trained = record.get("settings", {}).get("template")
+    if trained not in (None, template):
+        raise UserError(
+            f"{path}: trained with template {trained}, asked with {template}; give --template {trained}"
+        )
+    known, found = record.get("base", {}), base_of(model)
+    for part in known:
+        if part in found and known[part] != found[part]:
+            raise UserError(
+                f"{path}: the {part} of its base is not that of {model}; give the --model that it was trained on, "
+                "or train it again"
+            )
+    if known and found:
+        return
+    config = folder / "adapter_config.json"
+    if not config.is_file():  # the engine says what is missing
+        return
+    named = read_json(config, "get the adapter again").get("base_model_name_or_path")
+    if not isinstance(named, str | None):
+        raise UserError(
+            f"{config}: base_model_name_or_path is {named!r}, expected a text; get the adapter again"
+        )
+    if named and Path(named).name.lower() != Path(model).resolve().name.lower():
+        raise UserError(
+            f"{config}: an adapter of {named}, not of {model}; give the --model that it was trained on"
+        )
+    print(f"warning: {folder} has no hashes of its base; only the name {named} was compared", file=sys.stderr)
+
+
+def hide_secrets(path: Path) -> None:
+    """Take tokens out of a text file, if it holds any."""
+    text = path.read_text(encoding="utf-8", errors="replace") if path.exists() else ""
+    if (hidden := without_secrets(text)) != text:
+        write_text(path, hidden)
 
 
 def has_weights(out: Path) -> bool:
@@ -305,7 +512,7 @@ def argument(item: tuple[str, Any]) -> str:
 
 def environment(settings: Mapping[str, Any], root: Path) -> dict[str, str]:
     """Return the environment of the child: this venv first on PATH, no network for a local model."""
-    env = dict(os.environ)
+    env = {**CLOSED, **os.environ}
     # LLaMA-Factory starts `torchrun` by name.
     env["PATH"] = os.pathsep.join([str(Path(sys.executable).parent), env.get("PATH", "")])
     env["PYTHONUNBUFFERED"] = "1"
@@ -324,11 +531,9 @@ def follow(
     env: Mapping[str, str],
     root: Path,
     watch: Callable[[Mapping[str, Any]], None] = lambda row: None,
+    handle: int | None = None,
 ) -> int:
-    """Run a training command, drawing a bar from its trainer_log.jsonl; return its exit code.
-
-    However this function is left, the child and everything it started has ended.
-    """
+    """Run a training command as `kept` does, drawing a bar from its trainer_log.jsonl; return its exit code."""
     from tqdm import tqdm
 
     losses = out / LOSSES
@@ -336,32 +541,49 @@ def follow(
     with (
         (out / OUTPUT).open("ab") as output,
         tqdm(total=None, unit="step", desc="training", file=sys.stderr, smoothing=0) as bar,
+        kept(run, output, env, root, handle) as child,
     ):
-        # A session of its own, so that one signal reaches torchrun's and the data loaders' processes too.
-        child = subprocess.Popen(
-            run,
-            cwd=root,
-            env=env,
-            stdin=subprocess.DEVNULL,
-            stdout=output,
-            stderr=subprocess.STDOUT,
-            start_new_session=True,
-        )
-        try:
-            is_running = True
-            while is_running:
-                try:
-                    child.wait(timeout=0.5)
-                    is_running = False
-                except subprocess.TimeoutExpired:
-                    pass
-                rows, seen = read_rows(losses, seen)
-                for row in rows:
-                    show(bar, row)
-                    watch(row)
-        finally:
-            stop(child)
+        is_running = True
+        while is_running:
+            try:
+                child.wait(timeout=0.5)
+                is_running = False
+            except subprocess.TimeoutExpired:
+                pass
+            rows, seen = read_rows(losses, seen)
+            for row in rows:
+                show(bar, row)
+                watch(row)
     return child.returncode
+
+
+@contextmanager
+def kept(
+    run: list[str], output: IO[bytes], env: Mapping[str, str], root: Path, handle: int | None = None
+) -> Iterator[subprocess.Popen]:
+    """Run a command in `root` while the block lasts; its words go to `output`.
+
+    However the block is left, the child and everything it started has ended; if this process is killed, that is so
+    some seconds later, see `KEEPER`. Until then it holds the lock of `handle`, a file descriptor.
+    """
+    # A session of its own, so that one signal reaches torchrun's and the data loaders' processes too.
+    child = subprocess.Popen(
+        [sys.executable, "-I", "-c", KEEPER, *run],
+        cwd=root,
+        env=env,
+        stdin=subprocess.PIPE,
+        pass_fds=() if handle is None else (handle,),
+        stdout=output,
+        stderr=subprocess.STDOUT,
+        start_new_session=True,
+    )
+    try:
+        yield child
+    finally:
+        try:
+            stop(child)
+        finally:
+            child.stdin.close()
 
 
 def read_rows(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
@@ -373,21 +595,39 @@ def read_rows(path: Path, start: int) -> tuple[list[dict[str, Any]], int]:
         return [], start
     with path.open("rb") as file:
         file.seek(start)
-        data = file.read()
+        data = file.read(MOST_JSON + 1)
+    if len(data) > MOST_JSON:
+        raise UserError(f"{path}: more than {MOST_JSON:,} bytes, expected a training's log; train it again")
     whole = data[: data.rfind(b"\n") + 1]
-    return [json.loads(line) for line in whole.splitlines() if line.strip()], start + len(whole)
+    rows = []
+    for number, line in enumerate(whole.split(b"\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            row = json.loads(line)
+        except (ValueError, RecursionError) as error:
+            raise UserError(
+                f"{path}: line {number} from byte {start:,}: not JSON ({error}); train it again"
+            ) from None
+        if not isinstance(row, dict) or not all(is_number(row.get(key)) for key in NUMBERS_OF_A_ROW):
+            raise UserError(
+                f"{path}: line {number} from byte {start:,}: not a row of a training's log; train it again"
+            )
+        rows.append(row)
+    return rows, start + len(whole)
 
 
 def show(bar: Any, row: Mapping[str, Any]) -> None:
     """Move a tqdm bar to the step of one row of trainer_log.jsonl."""
-    if bar.total is None and row.get("total_steps"):
+    if bar.total is None and row.get("total_steps") and row.get("current_steps") is not None:
         bar.total = row["total_steps"]
         # The time per step counts from here on: loading the model is no measure of it.
         bar.initial = bar.n = row["current_steps"]
         bar.start_t = bar.last_print_t = time.time()
-    if "loss" in row:
-        bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row.get('lr', 0):.1e}", refresh=False)
-    bar.update(row.get("current_steps", bar.n) - bar.n)
+    if row.get("loss") is not None:
+        bar.set_postfix(loss=f"{row['loss']:.3f}", lr=f"{row.get('lr') or 0:.1e}", refresh=False)
+    if row.get("current_steps") is not None:
+        bar.update(row["current_steps"] - bar.n)
     bar.refresh()
 
 
@@ -404,11 +644,11 @@ def stop(child: subprocess.Popen) -> None:
             continue
 
 
-def failure(output: Path, count: int = 12) -> str:
-    """Return the last lines that a failed run printed, and where the rest is."""
+def last_lines(output: Path, count: int = 12) -> str:
+    """Return the last lines that a failed run printed."""
     text = output.read_text(encoding="utf-8", errors="replace") if output.exists() else ""
     lines = [line.rsplit("\r", 1)[-1].rstrip() for line in text.splitlines() if line.strip()]
-    return f"all it printed is in {output}, which ends:\n" + "\n".join(f"  {line}" for line in lines[-count:])
+    return "\n".join(f"  {line}" for line in lines[-count:])
 
 
 def read_loss(output_dir: str | Path) -> list[dict[str, Any]]:
@@ -421,7 +661,11 @@ def read_loss(output_dir: str | Path) -> list[dict[str, Any]]:
     if not path.is_file():
         raise UserError(f"{path}: no such file; has the run started?")
     rows, _ = read_rows(path, 0)
-    by_step = {row["current_steps"]: row for row in rows if "loss" in row}
+    by_step = {
+        row["current_steps"]: row
+        for row in rows
+        if row.get("loss") is not None and row.get("current_steps") is not None
+    }
     return [by_step[step] for step in sorted(by_step)]
 
 
@@ -435,7 +679,14 @@ def train_seconds(output_dir: str | Path) -> float | None:
         return None
     total = last = 0.0
     for row in read_rows(path, 0)[0]:
-        days, *clock = re.fullmatch(r"(?:(\d+) days?, )?(\d+):(\d+):(\d+)", row["elapsed_time"]).groups()
+        found = re.fullmatch(
+            r"(?:(\d{1,9}) days?, )?(\d{1,9}):(\d{1,9}):(\d{1,9})", str(row.get("elapsed_time")), re.ASCII
+        )
+        if found is None:
+            raise UserError(
+                f"{path}: elapsed_time {row.get('elapsed_time')!r}: expected a time like 0:01:30; train it again"
+            )
+        days, *clock = found.groups()
         hours, minutes, seconds = map(int, clock)
         elapsed = 86400.0 * int(days or 0) + 3600 * hours + 60 * minutes + seconds
         total += elapsed - last if elapsed >= last else elapsed

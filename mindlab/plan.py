@@ -5,7 +5,6 @@ compares what they give with published figures; tests/test_plan.py holds the cou
 stored activations equal to those of real models. Bytes and seconds throughout, GiB = 2**30 bytes.
 """
 
-import json
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
@@ -15,6 +14,7 @@ from typing import Any
 import numpy as np
 
 from mindlab.errors import UserError
+from mindlab.files import read_json
 
 GIB = 2**30
 BF16, FP32 = 2, 4
@@ -326,13 +326,16 @@ def scoring_seconds(
     return max(operations / rate, reading.passes * floor) + reading.generated * floor
 
 
+MOST = 10**9  # of any size in a config.json; the largest vocabulary has some 10**6
+
+
 def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
     """Return the shape that a config.json describes, all of its keys given.
 
     Raises UserError for a model type whose layers are not known here, and for a missing key.
     """
     kind = config.get("model_type")
-    if kind not in ("glm", "glm4", "llama", "qwen2"):
+    if not isinstance(kind, str) or kind not in ("glm", "glm4", "llama", "qwen2"):
         raise UserError(f"{name}: model_type {kind!r}: the planner knows glm, glm4, llama, qwen2")
     try:
         hidden, ffn, heads = (
@@ -342,6 +345,9 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
     except KeyError as error:
         raise UserError(f"{name}: its config.json has no {error}") from None
     kv_heads = config.get("num_key_value_heads") or heads
+    for number in (hidden, ffn, heads, layers, vocabulary, kv_heads, config.get("head_dim") or 1):
+        if not isinstance(number, int) or not 0 < number < MOST:
+            raise UserError(f"{name}: its config.json has {number!r} for a size, expected a whole number")
     size = config.get("head_dim") or hidden // heads
     q, kv = heads * size, kv_heads * size
     linears = {"q_proj": (hidden, q), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (q, hidden)}
@@ -350,9 +356,9 @@ def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
     else:
         linears |= {"gate_proj": (hidden, ffn), "up_proj": (hidden, ffn)}
     linears["down_proj"] = (ffn, hidden)
-    has_bias = kind == "qwen2" or config.get("attention_bias", kind.startswith("glm"))
+    has_bias = kind == "qwen2" or bool(config.get("attention_bias", kind.startswith("glm")))
     biases = has_bias * (q + 2 * kv) + (kind == "llama") * (
-        has_bias * hidden + config.get("mlp_bias", False) * (2 * ffn + hidden)
+        has_bias * hidden + bool(config.get("mlp_bias", False)) * (2 * ffn + hidden)
     )
     return Architecture(
         name, vocabulary, hidden, ffn, layers, heads, kv_heads, size, linears, biases,
@@ -387,10 +393,7 @@ def find_architecture(name: str) -> Architecture:
     """
     path = Path(name) / "config.json"
     if path.is_file():
-        try:
-            return architecture_of(json.loads(path.read_text(encoding="utf-8")), name)
-        except ValueError as error:
-            raise UserError(f"{path}: not JSON ({error})") from None
+        return architecture_of(read_json(path, "get the model again"), name)
     known = {key.lower(): arch for key, arch in MODELS.items()}
     if (short := name.rsplit("/", 1)[-1].lower()) not in known:
         raise UserError(f"{name}: no such model folder, and not one of {', '.join(MODELS)}")
@@ -404,15 +407,28 @@ def training_of(settings: Mapping[str, Any]) -> Training:
     """
     if settings.get("finetuning_type", "lora") != "lora":
         raise UserError(f"finetuning_type {settings['finetuning_type']!r}: the planner knows lora")
+    target = settings.get("lora_target", "all")
+    if not isinstance(target, str):
+        raise UserError(f"lora_target: {target!r}: expected names with commas between")
+
+    def number(key: str, default: float, kind: type = int, least: float = 1) -> Any:
+        value = settings.get(key)
+        value = default if value is None else value
+        is_number = isinstance(value, kind | int) and not isinstance(value, bool)
+        if not is_number or not least <= value <= MOST:
+            what = "a whole number" if kind is int else "a number"
+            raise UserError(f"{key}: {value!r}: expected {what}, at least {least:g} and at most {MOST:,}")
+        return value
+
     return Training(
-        batch=settings.get("per_device_train_batch_size", 8),
-        accumulation=settings.get("gradient_accumulation_steps", 1),
-        rank=settings.get("lora_rank", 8),
-        target=settings.get("lora_target", "all"),
-        epochs=settings.get("num_train_epochs", 3.0),
-        max_steps=settings.get("max_steps", -1),
-        cutoff_len=settings.get("cutoff_len", 2048),
+        batch=number("per_device_train_batch_size", 8),
+        accumulation=number("gradient_accumulation_steps", 1),
+        rank=number("lora_rank", 8),
+        target=target,
+        epochs=number("num_train_epochs", 3.0, float, 1e-6),
+        max_steps=number("max_steps", -1, least=-1),
+        cutoff_len=number("cutoff_len", 2048),
         has_checkpointing=not settings.get("disable_gradient_checkpointing", False),
-        bits=settings.get("quantization_bit") or 16,
+        bits=number("quantization_bit", 16) if settings.get("quantization_bit") else 16,
         is_packed=bool(settings.get("packing") or settings.get("neat_packing")),
     )

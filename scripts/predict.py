@@ -1,7 +1,10 @@
 """Score the test cases of a protocol with a language model, base or tuned, into a run folder.
 
-next_click, next_topic and pointwise score every candidate from log-probabilities. likes_dislikes (protocol seed, the
-tutorial's) also generates the answer's text. Interrupted? Run the same command again: it goes on.
+next_click, next_topic, pointwise, summary, recency, in_context and listwise score every candidate from log-probabilities.
+likes_dislikes (protocol seed, the tutorial's) also generates the answer's text. json_list is written: the model here, or any
+OpenAI-compatible server (--base-url, its key in the environment variable OPENAI_API_KEY), lists the candidates with like
+and explanation; what it gets wrong is counted. The last four only ask: scripts/build_dataset.py makes no records of them.
+Interrupted? Run the same command again: it goes on.
 
 --engine vllm scores many impressions at once, in an environment of its own (requirements-serve.txt):
   python3.11 -m venv .venv-serve
@@ -19,6 +22,14 @@ Examples:
       --model models/smollm2-135m --limit 150 --engine ray --out runs/smollm2-next_click-base
   python scripts/predict.py --data data/sample --protocol dev --format pointwise --engine vllm \\
       --model models/smollm2-135m --limit 150 --out runs/smollm2-pointwise-base
+  python scripts/predict.py --data data/sample --protocol sampled --format summary --summary hierarchical \\
+      --model models/smollm2-135m --limit 60 --out runs/smollm2-hierarchical-base
+  python scripts/predict.py --data data/sample --protocol dev --format listwise --orders 3 \\
+      --model models/smollm2-135m --limit 20 --out runs/smollm2-listwise-base
+  python scripts/predict.py --data data/sample --protocol dev --format json_list --constrained \\
+      --model models/smollm2-135m --limit 5 --out runs/smollm2-json_list-base
+  python scripts/predict.py --data data/sample --protocol dev --format json_list --thinking \\
+      --base-url http://127.0.0.1:8000/v1 --model glm-4-9b-chat --limit 20 --out runs/glm-json_list
 """
 
 import sys
@@ -28,16 +39,19 @@ from mindlab import cli, distributed
 from mindlab.errors import UserError
 from mindlab.llm.predict import ENGINES, Request, predict, template_of
 from mindlab.llm.vllm import SERVE_PYTHON
-from mindlab.prompts import FORMATS
+from mindlab.prompts import FORMATS, PROMPTED, Summary
+from mindlab.protocols import PROTOCOLS
 
 
 def main() -> None:
     """Parse the arguments and run the request."""
     parser = cli.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and dev/ (MIND or a sample)")
-    parser.add_argument("--protocol", required=True, choices=("seed", "dev", "sampled-impression"))
-    parser.add_argument("--format", required=True, choices=sorted(FORMATS))
-    parser.add_argument("--model", required=True, help="model folder or hub id")
+    parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
+    parser.add_argument("--format", required=True, choices=sorted({**FORMATS, **PROMPTED}))
+    parser.add_argument(
+        "--model", required=True, help="model folder or hub id; with --base-url its name there"
+    )
     parser.add_argument(
         "--template", help="LLaMA-Factory template (default: told by the model's config.json)"
     )
@@ -57,7 +71,27 @@ def main() -> None:
     parser.add_argument(
         "--history",
         type=int,
-        help="latest titles of a reader to use (next_click, next_topic 12, pointwise 8)",
+        help="latest titles of a reader to use (next_click, next_topic 12, summary 5, others 8)",
+    )
+    parser.add_argument(
+        "--orders", type=int, help="listwise: orders of the candidates whose scores are averaged (default 3)"
+    )
+    parser.add_argument(
+        "--thinking", action="store_true", help="json_list: the model reasons first, for larger models"
+    )
+    parser.add_argument(
+        "--constrained", action="store_true", help="json_list: the model here is held to the JSON schema"
+    )
+    parser.add_argument(
+        "--base-url",
+        metavar="URL",
+        help="json_list: ask this OpenAI-compatible server, e.g. http://127.0.0.1:8000/v1",
+    )
+    parser.add_argument(
+        "--summary",
+        choices=Summary.ways,
+        default="recent",
+        help="format summary: how --model, without the adapter, writes what a reader likes (default recent: not at all)",
     )
     parser.add_argument(
         "--cutoff-len", type=int, default=1024, help="longest prompt in tokens (default 1024)"
@@ -87,7 +121,7 @@ def main() -> None:
         help="of the weights (default float32, on a GPU bfloat16); the shorter ones are faster and change scores: int8 so much that SmolLM2 ranks by chance (docs/performance.md)",
     )
     args = parser.parse_args()
-    for name in ("limit", "history", "cutoff_len", "token_budget", "bulk"):
+    for name in ("limit", "history", "orders", "cutoff_len", "token_budget", "bulk"):
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
@@ -96,7 +130,7 @@ def main() -> None:
         protocol=args.protocol,
         format=args.format,
         model=args.model,
-        template=args.template or template_of(args.model),
+        template=args.template or ("" if args.base_url else template_of(args.model)),
         adapter=args.adapter,
         split=args.split,
         limit=args.limit,
@@ -108,6 +142,11 @@ def main() -> None:
         engine="hf" if args.engine == "ray" else args.engine,  # the same run: either goes on with the other's
         token_budget=args.token_budget,
         dtype=args.dtype,
+        summary=args.summary,
+        orders=args.orders,
+        thinking=args.thinking,
+        constrained=args.constrained,
+        base_url=args.base_url,
     )
     how = {}
     if args.engine == "vllm":

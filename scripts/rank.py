@@ -20,14 +20,20 @@ from mindlab.errors import UserError
 from mindlab.llm.predict import Request, rank_titles, template_of
 from mindlab.prompts import NextClick, Pointwise
 
+MOST_BYTES = 10_000_000  # some hundred thousand headlines
+
 
 def read_titles(path: Path) -> list[str]:
     """Return the headlines of a text file, one a line; empty lines and list dashes do not count."""
     try:
+        if path.is_file() and path.stat().st_size > MOST_BYTES:
+            raise UserError(
+                f"{path}: larger than {MOST_BYTES:,} bytes, expected text with one headline a line"
+            )
         lines = path.read_text(encoding="utf-8-sig").splitlines()
     except FileNotFoundError as error:
         raise UserError(f"{path}: no such file; expected text with one headline a line") from error
-    except (UnicodeDecodeError, IsADirectoryError) as error:
+    except (UnicodeDecodeError, OSError, ValueError) as error:
         raise UserError(f"{path}: not a UTF-8 text file with one headline a line ({error})") from error
     return [title for line in lines if (title := line.strip().removeprefix("- ").strip())]
 

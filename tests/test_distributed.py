@@ -20,6 +20,7 @@ from mindlab.distributed import ray_map  # noqa: E402
 from mindlab.llm import predict  # noqa: E402
 from mindlab.llm.predict import Request  # noqa: E402
 from mindlab.mind import read_mind  # noqa: E402
+from mindlab.notebook import StopAfter  # noqa: E402
 from mindlab.predictions import read_predictions  # noqa: E402
 from mindlab.prompts import LikesDislikes  # noqa: E402
 from mindlab.records import RecordWriter  # noqa: E402
@@ -96,7 +97,7 @@ def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tin
 
     # What the cluster goes on with has two cases of a run that was cut off here.
     with pytest.raises(KeyboardInterrupt):
-        predict.predict(request, tmp_path / "there", interrupted_after(3))
+        predict.predict(request, tmp_path / "there", StopAfter(3))
     there = predict.predict(request, tmp_path / "there", progress, run=killed)
     assert (tmp_path / "killed").exists()
     assert seen == [(2, 12)] * 10
@@ -108,18 +109,6 @@ def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tin
         assert one[name] == other[name]
     assert other["peak_mb"] > 0
     assert len(set(read_predictions(here / "predictions.parquet")["score"].to_pylist())) > 100
-
-
-def interrupted_after(n):
-    """Return a progress callback that is interrupted before case n."""
-
-    def progress(cases, done, total):
-        for i, case in enumerate(cases):
-            if i == n:
-                raise KeyboardInterrupt
-            yield case
-
-    return progress
 
 
 def test_a_request_that_no_worker_can_meet_leaves_nothing_behind(data, tiny_glm, tmp_path):

@@ -304,3 +304,86 @@ def test_overrides_reach_llamafactory_unchanged():
     values = {"a": "no", "b": 1e-4, "c": None, "d": "x y=z", "e": True, "f": "1e3", "g": "a: b", "h": "新/闻"}
     values |= {"i": "q_proj,v_proj", "j": "", "k": "[x"}
     assert OmegaConf.to_container(OmegaConf.from_cli(list(map(factory.argument, values.items())))) == values
+
+
+@pytest.fixture
+def adapter(tiny_glm, tmp_path):
+    """A folder with the record that a training on the tiny GLM leaves."""
+    folder = tmp_path / "adapter"
+    folder.mkdir()
+    record = {"settings": {"template": "glm4"}, "base": factory.base_of(tiny_glm)}
+    (folder / factory.RECORD).write_text(json.dumps(record), encoding="utf-8")
+    return folder
+
+
+def test_an_adapter_fits_its_own_base_and_template_alone(adapter, tiny_glm, tmp_path, capsys):
+    assert set(factory.base_of(tiny_glm)) == {"config", "tokenizer", "weights"}
+    moved = tmp_path / "under-another-name"
+    shutil.copytree(tiny_glm, moved)
+    factory.check_adapter(adapter, moved, "glm4")
+    assert capsys.readouterr().err == ""
+    with pytest.raises(UserError, match=r"trained with template glm4, asked with smollm2; give --template"):
+        factory.check_adapter(adapter, tiny_glm, "smollm2")
+
+
+@pytest.mark.parametrize("part", ["config", "tokenizer", "weights"])
+def test_an_adapter_of_another_base_is_refused(adapter, tiny_glm, tmp_path, part):
+    from safetensors.torch import load_file, save_file
+
+    other = tmp_path / "other"
+    shutil.copytree(tiny_glm, other)
+    if part == "weights":
+        weights = load_file(other / "model.safetensors")
+        weights[max(weights)][0] += 1
+        save_file(weights, other / "model.safetensors", metadata={"format": "pt"})
+    else:
+        file = other / f"{part}.json"
+        changed = {**json.loads(file.read_text(encoding="utf-8")), "added": 1}
+        file.write_text(json.dumps(changed), encoding="utf-8")
+    with pytest.raises(UserError, match=rf"the {part} of its base is not that of .*give the --model"):
+        factory.check_adapter(adapter, other, "glm4")
+
+
+def test_an_adapter_without_hashes_is_compared_by_name_with_a_warning(tiny_glm, tmp_path, capsys):
+    config = tmp_path / "adapter_config.json"
+    config.write_text(json.dumps({"base_model_name_or_path": f"x/{tiny_glm.name}"}), encoding="utf-8")
+    factory.check_adapter(tmp_path, tiny_glm, "glm4")
+    assert "only the name" in capsys.readouterr().err
+    config.write_text('{"base_model_name_or_path": "x/another"}', encoding="utf-8")
+    with pytest.raises(UserError, match="an adapter of x/another, not of"):
+        factory.check_adapter(tmp_path, tiny_glm, "glm4")
+
+
+def test_scoring_asks_whether_the_adapter_fits(adapter, tiny_glm):
+    from mindlab.llm.predict import Request, rank_titles
+
+    request = Request("", "dev", "next_click", str(tiny_glm), "chatglm3", str(adapter))
+    with pytest.raises(UserError, match="trained with template glm4"):
+        rank_titles(request, ["a"], ["b"])
+
+
+def test_a_dataset_outside_the_data_folder_is_refused(tiny_glm, tmp_path):
+    data = make_data(tmp_path / "data", RECORDS[0])
+    (tmp_path / "outside.json").write_text("[]", encoding="utf-8")
+    for name in ("../outside.json", str(tmp_path / "outside.json")):
+        (data / "dataset_info.json").write_text(json.dumps({"mind": {"file_name": name}}), encoding="ascii")
+        with pytest.raises(UserError, match="expected a file within"):
+            factory.train(YAML, overrides_for(tiny_glm, data, tmp_path / "out"), root=ROOT)
+
+
+def test_a_token_among_the_settings_is_refused_and_not_repeated():
+    with pytest.raises(UserError, match=r"hf_hub_token: .*HF_TOKEN") as refused:
+        factory.load(YAML, {"hf_hub_token": "planted-token-1234"})
+    assert "planted" not in str(refused.value)
+
+
+def test_what_a_training_starts_is_closed_and_quiet(tmp_path, monkeypatch):
+    for name in factory.CLOSED:
+        monkeypatch.delenv(name, raising=False)
+    env = factory.environment({"model_name_or_path": "x"}, tmp_path)
+    assert (env["API_HOST"], env["GRADIO_SERVER_NAME"], env["GRADIO_SHARE"]) == (
+        "127.0.0.1",
+        "127.0.0.1",
+        "0",
+    )
+    assert (env["DO_NOT_TRACK"], env["HF_HUB_DISABLE_TELEMETRY"]) == ("1", "1")

@@ -10,8 +10,18 @@ import torch
 from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.errors import UserError
 from mindlab.llm.hf import HFEngine, PackedLinear, Pass, _attend, fitting_tokens
-from mindlab.llm.score import NextClickScorer, NextTopicScorer, YesNoScorer
-from mindlab.prompts import NextClick, NextClickParts, NextTopic, NextTopicParts, Pointwise, PointwiseParts
+from mindlab.llm.score import ListwiseScorer, NextClickScorer, NextTopicScorer, YesNoScorer
+from mindlab.prompts import (
+    ListParts,
+    Listwise,
+    NextClick,
+    NextClickParts,
+    NextTopic,
+    NextTopicParts,
+    Pointwise,
+    PointwiseParts,
+)
+from mindlab.records import Budget
 from tests.factory_rows import factory_rows
 
 TITLES = [
@@ -253,6 +263,51 @@ def test_an_answer_is_greedy_and_stops_at_the_stop_id(engines):
 # The scorers against one plain call per candidate
 
 
+@pytest.mark.parametrize("name", ["glm", "glm4", "smollm2"])
+def test_texts_side_by_side_are_what_each_would_be_alone(engines, name):
+    engine, rng = engines[name], np.random.default_rng(5)
+    shared = rng.integers(5, 300, size=20).tolist()
+    prompts = [[*shared, *rng.integers(5, 300, size=n).tolist()] for n in (1, 12, 3, 7, 30, 2, 2, 5)]
+
+    def alone(prompt, stop):
+        ids = list(prompt)
+        while len(ids) < len(prompt) + 9:
+            ids.append(int(plain_logits(engine.model, ids)[-1].argmax()))
+            if ids[-1] in stop:
+                return ids[len(prompt) : -1]
+        return ids[len(prompt) :]
+
+    free = [alone(prompt, []) for prompt in prompts]
+    # Texts end one by one, so that the batch gets smaller on the way.
+    stop = sorted({free[0][0], free[1][2], free[2][4], free[3][4], free[4][6]})
+    expected = [alone(prompt, stop) for prompt in prompts]
+    assert len({len(text) for text in expected}) > 2
+    engine.forget()
+    read = [engine.tokens_read]
+    for order in (1, -1):
+        assert engine.write(prompts[::order], 20, stop, 9) == expected[::order]
+        read.append(engine.tokens_read)
+    first, second = np.diff(read)
+    assert first - second == 20, "the beginning is read once"
+
+
+def test_what_a_text_may_go_on_with(engines):
+    engine = engines["glm"]
+    prompts = [[7, 8, 9, k] for k in range(5)]
+    seen = []
+
+    def allowed(rows, texts):
+        seen.append((list(rows), [list(text) for text in texts]))
+        mask = np.zeros((len(rows), engine.model.config.vocab_size), bool)
+        for k, (row, text) in enumerate(zip(rows, texts, strict=True)):
+            mask[k, 20 + row if len(text) <= row else 3] = True
+        return mask
+
+    assert engine.write(prompts, 3, [3], 4, allowed) == [[20 + k] * min(k + 1, 4) for k in range(5)]
+    assert seen[0] == ([0, 1, 2, 3, 4], [[]] * 5)
+    assert seen[-1][0] == [2, 3, 4], "what is done is not asked about for long"
+
+
 def test_next_click_scores_equal_one_plain_call_per_candidate(both):
     engine, chat = both
     candidates = CANDIDATES if chat.name == "glm4" else CANDIDATES[:3]
@@ -480,7 +535,7 @@ def test_a_packed_layer_is_the_layer(bias):
 def test_a_types_missing_hardware_is_the_users_to_mend(models, monkeypatch):
     with pytest.raises(UserError, match="int8 weights are for a CPU"):
         HFEngine(models["glm"], device="cuda", dtype=torch.int8)
-    monkeypatch.setattr("mindlab.llm.hf._has_bfloat16", lambda: False)
+    monkeypatch.setattr("mindlab.llm.hf.has_bfloat16", lambda device: False)
     with pytest.raises(UserError, match="no bfloat16 products"):
         HFEngine(models["glm"], dtype=torch.bfloat16)
 
@@ -542,3 +597,97 @@ def test_a_missing_model_or_adapter_is_the_users_to_mend(models, tmp_path):
         HFEngine(tmp_path)
     with pytest.raises(UserError, match="cannot put the adapter"):
         HFEngine(models["glm"], tmp_path)
+
+
+def make_listwise(engine, chat, cutoff_len=2000) -> ListwiseScorer:
+    return ListwiseScorer(engine, chat, Listwise(), Budget(chat.count, chat.estimate, cutoff_len))
+
+
+def naive_listwise(engine, chat, history, candidates, order) -> np.ndarray:
+    """Score one list by one plain call of the model on the whole prompt, the letters' ids found anew."""
+    form = Listwise()
+    record = form.record(ListParts(history, [candidates[k] for k in order]))
+    answers = [chat.answer_ids("", "?", letter) for letter in form.letters]
+    place = next(k for k, ids in enumerate(zip(*answers, strict=False)) if len(set(ids)) > 1)
+    prompt = chat.prompt_ids(record["system"], record_prompt(record)) + answers[0][:place]
+    log_probs = plain_logits(engine.model, prompt)[-1][
+        [ids[place] for ids in answers[: len(order)]]
+    ].log_softmax(0)
+    scores = np.empty(len(order))
+    scores[order] = log_probs.numpy() + np.log(len(order))
+    return scores
+
+
+def test_listwise_scores_equal_one_plain_call_per_order(both):
+    engine, chat = both
+    rng = np.random.default_rng(3)
+    readers = [
+        (
+            [TITLES[k] for k in history],
+            [TITLES[k] for k in shown],
+            [rng.permutation(len(shown)) for _ in range(2)],
+        )
+        for history, shown in ((HISTORY, CANDIDATES), ([], [4, 5]), ([1, 2], [7, 3, 9]))
+    ]
+    expected = [
+        [naive_listwise(engine, chat, history, shown, order) for order in orders]
+        for history, shown, orders in readers
+    ]
+    scorer = make_listwise(engine, chat)
+    found = scorer.score_orders(readers)
+    for one, other in zip(found, expected, strict=True):
+        np.testing.assert_allclose(one, other, atol=1e-3)
+    np.testing.assert_allclose(np.exp(found[0]).mean(axis=1), 1)  # 0 is what a blind choice gives
+    assert np.ptp(found[0]) > 0.01
+    for reader, one in zip(readers, found, strict=True):  # whoever is scored with them
+        np.testing.assert_allclose(scorer.score_orders([reader])[0], one, atol=1e-3)
+
+
+def test_more_candidates_than_letters_or_room_make_more_lists(engines, glm4_chat):
+    engine = engines["glm"]
+    many = [f"{TITLES[k % len(TITLES)]} {k}" for k in range(60)]
+    order = np.random.default_rng(1).permutation(60)
+    history = [TITLES[k] for k in HISTORY]
+    scorer = make_listwise(engine, glm4_chat)
+    lists = scorer.lists(history, many, order)
+    assert [len(part) for part, _ in lists] == [20, 20, 20]
+    assert np.concatenate([part for part, _ in lists]).tolist() == order.tolist()
+    (found,) = scorer.score_orders([(history, many, [order])])
+    for part, record in lists:
+        expected = naive_listwise(engine, glm4_chat, history, [many[k] for k in part], np.arange(20))
+        np.testing.assert_allclose(found[0, part], expected, atol=1e-3)
+        assert record["input"].count("\n- ") + record["input"].startswith("- ") == len(HISTORY)
+    cut = glm4_chat.count(lists[0][1]) - 40
+    short = make_listwise(engine, glm4_chat, cut).lists(history, many, order)
+    assert all(glm4_chat.count(record) <= cut for _, record in short)
+    assert len({record["input"].split("Which of")[0] for _, record in short}) == 1  # all of one history
+    assert sorted(np.concatenate([part for part, _ in short]).tolist()) == list(range(60))
+    tiny = make_listwise(engine, glm4_chat, min(map(glm4_chat.count, (r for _, r in short))) // 3)
+    assert len(tiny.lists(history, many, order)) > 3
+
+
+def test_yes_and_no_of_several_tokens_are_refused():
+    class Chat:
+        name = "letters"
+
+        def answer_ids(self, system, instruction, output):
+            return [ord(letter) for letter in output]
+
+    with pytest.raises(UserError, match="template letters: Yes and No are not one token each"):
+        YesNoScorer(None, Chat())
+
+
+def test_a_pickled_adapter_or_model_is_refused(models, tmp_path):
+    import shutil
+
+    (tmp_path / "adapter_model.bin").write_bytes(b"")
+    with pytest.raises(UserError, match=r"adapter_model.bin: a pickle"):
+        HFEngine(models["glm"], tmp_path)
+    pickled = tmp_path / "pickled"
+    shutil.copytree(models["glm"], pickled)
+    from safetensors.torch import load_file
+
+    torch.save(load_file(pickled / "model.safetensors"), pickled / "pytorch_model.bin")
+    (pickled / "model.safetensors").unlink()
+    with pytest.raises(UserError, match="cannot load the model"):
+        HFEngine(pickled)

@@ -13,7 +13,6 @@ from mindlab.errors import UserError
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import Request, Work
 from mindlab.plan import GIB, MODELS, Architecture, Assumptions, Gpu, Reading, Records, Training
-from mindlab.prompts import FORMATS
 from mindlab.published import GPUS, MIND, QWENS, checks, llama2
 from tests.conftest import ROOT
 
@@ -342,7 +341,7 @@ def test_the_counting_engine_by_hand():
 
 
 @pytest.mark.parametrize("budget", [None, 100])
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", token_counts.PROTOCOL_OF)
 def test_the_counting_engine_counts_what_the_engine_reads(form, budget, tiny_glm, glm4_chat):
     protocol = token_counts.PROTOCOL_OF[form]
     request = Request(str(ROOT / "data/sample"), protocol, form, str(tiny_glm), "glm4", token_budget=budget)

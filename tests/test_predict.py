@@ -9,9 +9,10 @@ import pytest
 
 from mindlab.alpaca import FORMATS_OF
 from mindlab.errors import UserError
-from mindlab.llm import predict
+from mindlab.llm import lists, predict
 from mindlab.llm.engine import Engine
-from mindlab.llm.predict import Request, Scored, template_of
+from mindlab.llm.predict import Request, Scored, Work, template_of
+from mindlab.llm.writing import HFWriter
 from mindlab.mind import read_mind
 from mindlab.predictions import read_predictions
 from mindlab.protocols import dev_splits, limit, seed_splits
@@ -50,7 +51,7 @@ def fake_scorer(monkeypatch):
     """Take the model's place; keep every impression asked for."""
     asked = []
 
-    def make_scorer(request, mind, candidates=()):
+    def make_scorer(request, mind, candidates=(), **_):
         engine = FakeEngine()
 
         def score(impressions):
@@ -294,7 +295,96 @@ def test_a_request_that_cannot_be_met_leaves_nothing_behind(request_of, tmp_path
         with pytest.raises(UserError, match=message):
             predict.predict(request_of(**change), tmp_path / "run")
         assert not (tmp_path / "run").exists()
-    assert set(FORMATS_OF) == {"seed", "dev"}
+    assert set(FORMATS_OF) == {"seed", "dev", "sampled"}
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"form": "listwise", "protocol": "sampled"}, "protocol sampled does not go with format listwise"),
+        ({"form": "pointwise", "base_url": "http://x/v1"}, "--base-url goes with --format json_list alone"),
+        ({"form": "listwise", "thinking": True}, "--thinking goes with --format json_list alone"),
+        ({"form": "pointwise", "constrained": True}, "--constrained goes with --format json_list alone"),
+        ({"form": "pointwise", "orders": 2}, "--orders goes with --format listwise alone"),
+        ({"form": "json_list", "thinking": True, "constrained": True}, "give one of them"),
+        ({"form": "json_list", "engine": "vllm"}, "--base-url can"),
+        ({"form": "json_list", "base_url": "http://x/v1", "adapter": "a"}, "--adapter does not go with"),
+        ({"form": "json_list", "base_url": "http://x/v1", "constrained": True}, "--constrained does not go"),
+        ({"form": "json_list", "base_url": "x/v1"}, "--base-url"),
+    ],
+)
+def test_options_that_do_not_go_together_are_told(request_of, tmp_path, options, message):
+    with pytest.raises(UserError, match=message):
+        predict.predict(request_of(**options), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+@pytest.mark.parametrize("form", ["recency", "in_context", "listwise"])
+def test_what_only_asks_scores_every_candidate_and_a_kill_changes_no_byte(request_of, tmp_path, form):
+    whole = predict.predict(request_of(form), tmp_path / "whole")
+    with pytest.raises(KilledError):
+        predict.predict(request_of(form), tmp_path / "killed", killed_after(4))
+    killed = predict.predict(request_of(form), tmp_path / "killed")
+    files = [(run / "predictions.parquet").read_bytes() for run in (whole, killed)]
+    assert files[0] == files[1]
+    rows = rows_of(whole)
+    asked = Work(request_of(form))
+    assert len(rows) == len(asked.whole.take(asked.rows).news)
+    assert len({row["score"] for row in rows}) > len(rows) / 2
+    assert all(np.isfinite(row["score"]) for row in rows)
+
+
+def test_the_orders_of_a_list_are_the_requests_and_the_impressions_own(request_of, tmp_path):
+    one, three = request_of("listwise", orders=1), request_of("listwise")
+    assert (one.orders, three.orders, request_of().orders) == (1, 3, None)
+    first, second, third = predict.orders_of(three, 5, 9)
+    assert first.tolist() == list(range(9))
+    assert sorted(second) == sorted(third) == list(range(9))
+    assert second.tolist() != third.tolist()
+    assert predict.orders_of(three, 5, 9)[1].tolist() == second.tolist()
+    assert predict.orders_of(three, 6, 9)[1].tolist() != second.tolist()
+    scores = [
+        [row["score"] for row in rows_of(predict.predict(asked, tmp_path / str(k)))]
+        for k, asked in enumerate((one, three))
+    ]
+    assert scores[0] != scores[1]
+
+
+def test_a_list_of_noise_stops_nothing_and_a_kill_while_it_is_written_changes_no_byte(
+    request_of, tmp_path, monkeypatch
+):
+    asked, real, killed = request_of("json_list"), HFWriter.write, []
+
+    def write(self, records):
+        if not killed and self.tokens_written:  # behind the first batch
+            killed.append(len(records))
+            raise KilledError
+        return real(self, records)
+
+    monkeypatch.setattr(lists, "TOKENS_EACH", 1)
+    monkeypatch.setattr(lists, "AT_ONCE", 4)
+    monkeypatch.setattr("mindlab.llm.writing.CACHE", tmp_path / "cache-whole")
+    predict.predict(asked, tmp_path / "whole")
+    monkeypatch.setattr("mindlab.llm.writing.CACHE", tmp_path / "cache-killed")
+    monkeypatch.setattr(HFWriter, "write", write)
+    with pytest.raises(KilledError):
+        predict.predict(asked, tmp_path / "killed")
+    assert killed
+    with pytest.raises(KilledError):
+        predict.predict(asked, tmp_path / "killed", killed_after(4))
+    assert list((tmp_path / "killed/parts").iterdir())
+    predict.predict(asked, tmp_path / "killed")
+    files = [(tmp_path / name / "predictions.parquet").read_bytes() for name in ("killed", "whole")]
+    assert files[0] == files[1]
+    rows = rows_of(tmp_path / "whole")
+    assert {(row["score"], row["answer"]) for row in rows} == {(lists.UNANSWERED, None)}
+    manifest = json.loads((tmp_path / "whole/manifest.json").read_text())
+    cost = manifest["texts_written"]["lists"]
+    assert cost["answers"] >= 8
+    assert cost["usable"] == 0
+    assert cost["candidates without an answer"] == len(rows)
+    assert manifest["seconds"] >= cost["seconds"] > 0
+    assert manifest["tokens"] == cost["tokens_read"] + cost["tokens_written"]
 
 
 def test_the_template_follows_from_the_model(tiny_glm, tmp_path):

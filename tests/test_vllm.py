@@ -24,6 +24,7 @@ from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import Request
 from mindlab.llm.vllm import VllmEngine, merge
 from mindlab.llm.vllm_worker import MAX_TOKEN_IDS, Worker, answer_all
+from mindlab.machine import QUIET
 from mindlab.predictions import read_predictions
 from mindlab.synthetic import make_sample
 from tests.test_predict import KilledError, killed_after
@@ -353,6 +354,7 @@ FAKE = """
 import os, sys
 __version__ = "9.9"
 print("noise on stdout")
+print("quiet:", [name for name in os.environ["EXPECTED"].split() if os.environ.get(name)])
 class SamplingParams:
     def __init__(self, **options): self.__dict__.update(options)
 class LLM:
@@ -379,6 +381,9 @@ def fake_vllm(tmp_path, monkeypatch, sharp):
     (tmp_path / "path" / "vllm" / "__init__.py").write_text(FAKE)
     monkeypatch.setenv("PYTHONPATH", str(tmp_path / "path"))
     monkeypatch.setattr("tempfile.tempdir", str(tmp_path))
+    for name in QUIET:
+        monkeypatch.delenv(name, raising=False)
+    monkeypatch.setenv("EXPECTED", " ".join(QUIET))
 
     def start(mode="", **how):
         monkeypatch.setenv("FAKE", mode)
@@ -397,6 +402,7 @@ def test_a_worker_answers_and_ends(fake_vllm, tmp_path):
     assert engine.tokens_read == 3 + 4 + 100_001 + 3
     process, (log,) = engine._process, tmp_path.glob("vllm-*.log")
     assert "noise on stdout" in log.read_text()
+    assert f"quiet: {list(QUIET)}" in log.read_text()  # no telemetry from the worker
     engine.close()
     engine.close()
     assert process.poll() is not None

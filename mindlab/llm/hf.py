@@ -10,13 +10,14 @@ in oneDNN. Equal to one prompt at a time up to floating point (tests/test_hf.py)
 """
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
+from safetensors import SafetensorError
 from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
@@ -49,6 +50,48 @@ class Pass:
     whole: KeysAndValues = field(default_factory=list)  # the past's and, of a single line, its own; by layer
 
 
+class Rows:
+    """Texts that go on side by side after a beginning that all share: what the attention has to know of them."""
+
+    def __init__(self, past: KeysAndValues, pads: torch.Tensor, room: int):
+        """Take the shared keys and values, and of each row how many of its first tokens only fill it up.
+
+        A row gets at most `room` tokens, those included.
+        """
+        self.past, self.pads, self.room = past, pads, room
+        self.read = 0  # tokens of each row so far
+        self._own: list[
+            tuple[torch.Tensor, torch.Tensor]
+        ] = []  # (rows, key heads, room, head size), by layer
+
+    def extend(self, layer: int, *new: torch.Tensor) -> list[torch.Tensor]:
+        """Put a layer's new keys and values behind those of its rows; return all of them."""
+        if layer == len(self._own):
+            # In place from now on: to concatenate would copy everything at every token.
+            self._own.append(tuple(x.new_empty(*x.shape[:2], self.room, x.shape[3]) for x in new))
+        end = self.read + new[0].shape[2]
+        for own, x in zip(self._own[layer], new, strict=True):
+            own[:, :, self.read : end] = x
+        return [own[:, :, :end] for own in self._own[layer]]
+
+    def unseen(self, n_new: int) -> torch.Tensor:
+        """Return which tokens the new ones may not see, bool (rows, new tokens, tokens): the filling, and later ones."""
+        to = torch.arange(self.read + n_new, device=self.pads.device)
+        at = to[-n_new:, None]
+        # One token at least is seen, so that the filling has no NaN to pass on.
+        return ((to < self.pads[:, None, None]) & (to != at)) | (to > at)
+
+    def positions(self, n_new: int) -> torch.Tensor:
+        """Return the places of the new tokens in their texts, int (rows, new tokens)."""
+        at = torch.arange(self.read, self.read + n_new, device=self.pads.device)
+        return self.past[0][0].shape[1] + (at - self.pads[:, None]).clamp(min=0)
+
+    def take(self, rows: torch.Tensor) -> None:
+        """Go on with these rows alone."""
+        self.pads = self.pads[rows]
+        self._own = [tuple(x[rows] for x in own) for own in self._own]
+
+
 class HFEngine(Engine):
     """A causal language model, with or without a LoRA adapter, that scores and generates token ids."""
 
@@ -69,12 +112,12 @@ class HFEngine(Engine):
         Raises UserError if the folder is not a model, the adapter does not fit it, or the machine has no
         fast products of that type.
         """
-        self.device = device or ("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = device or _best_device()
         on_cpu = self.device == "cpu"
         dtype = dtype or (torch.float32 if on_cpu else torch.bfloat16)
         if dtype == torch.int8 and not on_cpu:
             raise UserError("int8 weights are for a CPU; on a GPU leave the type out, which is bfloat16")
-        if on_cpu and dtype == torch.bfloat16 and not _has_bfloat16():
+        if on_cpu and dtype == torch.bfloat16 and not has_bfloat16("cpu"):
             raise UserError("this processor has no bfloat16 products (AVX-512 or newer); use float32")
         stored = torch.float32 if dtype == torch.int8 else dtype
         model = load_model(model_path, adapter, stored, ATTENTION)
@@ -171,6 +214,60 @@ class HFEngine(Engine):
             return made.logits[n][0, list(tokens)].double().cpu().numpy(), ids
         return self.last_logits([*prompt, *head][:-1], [[*prompt, *head][-1:]], tokens)[0], ids
 
+    @torch.inference_mode()
+    def write(
+        self,
+        prompts: Sequence[Sequence[int]],
+        n_shared: int,
+        stop: Sequence[int],
+        max_new_tokens: int,
+        allowed: Callable[[Sequence[int], Sequence[Sequence[int]]], np.ndarray] | None = None,
+    ) -> list[list[int]]:
+        """Return the ids that greedily follow each prompt, without the one of `stop` that ended them.
+
+        The first `n_shared` ids, one at least, are those of all prompts; they are read once, and for the next call too.
+        ``allowed(rows, texts)`` may restrict the next id: bool (rows, vocabulary), given which prompts go on and what
+        follows them so far.
+        """
+        beginning = list(prompts[0][:n_shared])
+        if not any(kept.ids == beginning for kept in self._kept):
+            self.forget()  # read as a whole, whatever came before: the same digits
+        past = self._read(beginning).layers
+        rests = [list(prompt[n_shared:]) for prompt in prompts]
+        width = max(map(len, rests))
+        pads = torch.tensor([width - len(rest) for rest in rests], device=self.device)
+        rows = Rows(past, pads, width + max_new_tokens)
+        going, texts = np.arange(len(prompts)), [[] for _ in prompts]
+        is_done = np.zeros(len(prompts), bool)
+        new = torch.tensor([[stop[0]] * (width - len(rest)) + rest for rest in rests], device=self.device)
+        for _ in range(max_new_tokens):
+            self.tokens_read += new.numel()
+            hidden = self.model.get_decoder()(
+                input_ids=new, position_ids=rows.positions(new.shape[1]), use_cache=False, one_pass=rows
+            ).last_hidden_state[:, -1]
+            rows.read += new.shape[1]
+            logits = self.model.get_output_embeddings()(hidden).float()
+            if allowed is not None:
+                mask = torch.from_numpy(allowed(going.tolist(), [texts[row] for row in going]))
+                logits.masked_fill_(~mask.to(self.device), -torch.inf)
+            chosen = logits.argmax(1)
+            for k, token in enumerate(chosen.tolist()):
+                is_done[k] |= token in stop
+                if not is_done[k]:
+                    texts[going[k]].append(token)
+            if is_done.all():
+                break
+            if 4 * is_done.sum() >= len(
+                is_done
+            ):  # often enough not to pay for what is done, no more: it is a copy
+                left = np.flatnonzero(~is_done)
+                going, is_done = going[left], is_done[left]
+                left = torch.from_numpy(left).to(self.device)
+                rows.take(left)
+                chosen = chosen[left]
+            new = chosen[:, None]
+        return texts
+
     def _read(self, ids: Sequence[int]) -> Prefix:
         """Return the prefix `ids` as read, from the longest beginning of it that is kept."""
         ids = list(ids)
@@ -249,7 +346,14 @@ class PackedLinear(torch.nn.Module):
         return made.to(x.dtype)
 
 
-def _has_bfloat16() -> bool:
+def _best_device() -> str:
+    return "cuda" if torch.cuda.is_available() else "cpu"
+
+
+def has_bfloat16(device: str | None = None) -> bool:
+    """Return whether products in bfloat16 are fast there: on a GPU, and on processors with AVX-512 or newer."""
+    if (device or _best_device()) != "cpu":
+        return True
     return torch.backends.mkldnn.is_available() and torch.ops.mkldnn._is_mkldnn_bf16_supported()
 
 
@@ -302,7 +406,7 @@ def _attend(
     value: torch.Tensor,
     attention_mask: torch.Tensor | None,
     scaling: float,
-    one_pass: Pass | None = None,
+    one_pass: "Pass | Rows | None" = None,
     **rest: Any,
 ) -> tuple[torch.Tensor, None]:
     """Attend from the tokens of a pass to its past and, within each line, to what is before them.
@@ -314,6 +418,8 @@ def _attend(
         return sdpa_attention_forward(module, query, key, value, attention_mask, scaling=scaling, **rest)
     if rest.get("sliding_window"):
         raise UserError("this model attends to a sliding window; the shared-prefix attention does not")
+    if isinstance(one_pass, Rows):
+        return _attend_side_by_side(query, key, value, scaling, one_pass, module.layer_idx)
     place, back = one_pass.place, one_pass.back
     past = one_pass.past and one_pass.past[module.layer_idx]
     if len(place) == 1:
@@ -354,6 +460,24 @@ def _softmax_product(
         scores = scores.masked_fill_(unseen, -torch.inf)
     log_sum = scores.logsumexp(-1, keepdim=True)
     return scores.sub_(log_sum).exp_().to(value.dtype) @ value, log_sum
+
+
+def _attend_side_by_side(
+    query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, scaling: float, rows: "Rows", layer: int
+) -> tuple[torch.Tensor, None]:
+    """Attend from the new tokens of each row to the beginning that all share, and to those of its row.
+
+    `query` is (rows, heads, new tokens, head size); returns (rows, new tokens, heads, head size). The heads of a group
+    stand in for tokens: they see the same keys, which are copied neither for them nor, the shared ones, for the rows.
+    """
+    key, value = rows.extend(layer, key, value)
+    grouped = query.unflatten(1, (key.shape[1], -1)).flatten(2, 3)  # by key head
+    unseen = rows.unseen(query.shape[2]).repeat(1, query.shape[1] // key.shape[1], 1)[:, None]
+    near, near_sum = _softmax_product(grouped, key, value, scaling, unseen)
+    far, far_sum = _softmax_product(grouped.transpose(0, 1).flatten(1, 2), *rows.past[layer], scaling)
+    far, far_sum = (x.unflatten(1, (len(query), -1)).transpose(0, 1) for x in (far, far_sum))
+    made = near + (far - near) * torch.sigmoid(far_sum - near_sum).to(near.dtype)
+    return made.unflatten(2, (-1, query.shape[2])).flatten(1, 2).transpose(1, 2), None
 
 
 AttentionInterface.register(ATTENTION, _attend)
@@ -409,8 +533,10 @@ def load_model(
     Raises UserError if the folder is not a model or the adapter does not fit it.
     """
     try:
-        model = AutoModelForCausalLM.from_pretrained(model_path, dtype=dtype, attn_implementation=attention)
-    except (OSError, ValueError) as error:
+        model = AutoModelForCausalLM.from_pretrained(
+            model_path, dtype=dtype, attn_implementation=attention, use_safetensors=True
+        )
+    except (OSError, ValueError, SafetensorError) as error:  # the last: a file that is not whole
         raise UserError(
             f"cannot load the model {model_path}: {_first_line(error)}; give a model folder "
             "(scripts/get_model.py makes one) or a hub id"
@@ -422,9 +548,14 @@ def _with_adapter(model: torch.nn.Module, adapter: str | Path) -> torch.nn.Modul
     """Return the model with the LoRA adapter merged into its weights, as fast as the base alone."""
     from peft import PeftModel
 
+    if (Path(adapter) / "adapter_model.bin").is_file():  # peft would unpickle it where no safetensors file is
+        raise UserError(
+            f"{Path(adapter) / 'adapter_model.bin'}: a pickle, which can run code; expected adapter_model.safetensors "
+            "alone: train the adapter again, or delete the file if both are there"
+        )
     try:
         return PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
-    except (OSError, ValueError, RuntimeError) as error:
+    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         raise UserError(
             f"cannot put the adapter {adapter} on the model: {_first_line(error)}; give the output_dir of a "
             "LLaMA-Factory LoRA run of this very model"

@@ -25,18 +25,26 @@ import pyarrow.parquet as pq
 from mindlab import alpaca, factory, predictions, protocols
 from mindlab.calibration import log_odds_shift
 from mindlab.errors import UserError
-from mindlab.files import atomic_path, sha256, write_json
+from mindlab.files import atomic_path, lock, read_json, sha256, write_json
 from mindlab.llm.engine import Engine
 from mindlab.mind import Impressions, Mind, News, read_mind
 from mindlab.prompts import (
     FORMATS,
+    PROMPTED,
+    InContext,
+    JsonList,
     LikesDislikes,
+    Listwise,
     NextClick,
     NextTopic,
     Pointwise,
     PointwiseParts,
+    Recency,
     Record,
+    Summary,
+    SummaryParts,
     history_length_of,
+    yes_no,
 )
 from mindlab.records import batched
 from mindlab.runs import (
@@ -49,6 +57,7 @@ from mindlab.runs import (
 
 ENGINES = ("hf", "vllm")
 CASES_PER_PART = {"hf": 20, "vllm": 100}  # by engine: one that answers in bulk gets enough for it
+ORDERS = 3  # of the candidates in format listwise
 TEMPLATE_OF = {"glm": "glm4", "glm4": "glm4", "llama": "smollm2"}  # by config.json's model_type
 
 
@@ -72,10 +81,19 @@ class Request:
     engine: str = "hf"
     token_budget: int | None = None  # None: what suits the machine
     dtype: str | None = None  # of the weights: float32, bfloat16, int8; None: float32, on a GPU bfloat16
+    summary: str = "recent"  # format summary: how the base model wrote them (`mindlab.prompts.Summary.ways`)
+    orders: int | None = None  # format listwise: of the candidates, whose scores are averaged; None: ORDERS
+    thinking: bool = False  # format json_list: the model reasons before it answers
+    constrained: bool = False  # format json_list: held to the JSON schema
+    base_url: str | None = (
+        None  # format json_list: an OpenAI-compatible server, which knows the model by its name
+    )
 
     def __post_init__(self) -> None:
-        """Write the format's own history length down, so that the request tells it."""
+        """Write the format's own history length and orders down, so that the request tells them."""
         object.__setattr__(self, "history_length", history_length_of(self.format, self.history_length))
+        if self.format == Listwise.name and self.orders is None:
+            object.__setattr__(self, "orders", ORDERS)
 
 
 @dataclass(frozen=True)
@@ -84,7 +102,7 @@ class Scored:
 
     positions: np.ndarray
     scores: np.ndarray
-    answers: list[str] | None = None
+    answers: list[str | None] | None = None
 
 
 def template_of(model: str | Path) -> str:
@@ -93,8 +111,8 @@ def template_of(model: str | Path) -> str:
     Raises UserError where the folder does not tell.
     """
     path = Path(model) / "config.json"
-    kind = json.loads(path.read_text(encoding="utf-8")).get("model_type") if path.is_file() else None
-    if kind not in TEMPLATE_OF:
+    kind = read_json(path, "get the model again").get("model_type") if path.is_file() else None
+    if not isinstance(kind, str) or kind not in TEMPLATE_OF:
         raise UserError(f"cannot tell the chat template of {model}; give --template (glm4, smollm2, ...)")
     return TEMPLATE_OF[kind]
 
@@ -106,9 +124,20 @@ class Work:
     them there, under the same paths.
     """
 
-    def __init__(self, request: Request, how: Mapping[str, Any] = MappingProxyType({})):
-        """Take the request and what goes to the engine's constructor; nothing is read yet."""
+    def __init__(
+        self,
+        request: Request,
+        how: Mapping[str, Any] = MappingProxyType({}),
+        written: tuple[dict[int, Any], dict[str, Any] | None] | None = None,
+    ):
+        """Take the request and what goes to the engine's constructor; nothing is read yet.
+
+        `written` is given where it was written before. Raises UserError for options that do not go together.
+        """
+        _check(request)
         self.request, self.how = request, dict(how)
+        if written is not None:
+            self.written = written
 
     def __reduce__(self) -> tuple:
         """Pickle as the request, its paths absolute: a worker may run in another folder."""
@@ -118,7 +147,8 @@ class Work:
 
         asked = self.request
         paths = {name: absolute(getattr(asked, name)) for name in ("data", "model", "adapter")}
-        return Work, (replace(asked, **paths), self.how)
+        # Written once, where all readers are known: a worker has the texts and asks no model for them.
+        return Work, (replace(asked, **paths), self.how, self.written)
 
     @cached_property
     def mind(self) -> Mind:
@@ -143,11 +173,35 @@ class Work:
         return rows[np.argsort(self.whole.history[rows], kind="stable")]
 
     @cached_property
+    def written(self) -> tuple[dict[int, Any], dict[str, Any] | None]:
+        """What a model wrote before anything is scored, and what that took; ({}, None) where it writes nothing.
+
+        Format summary: what the base model says of the readers of `rows`, by their history. Format json_list: the scores
+        that its answers come to, by impression id.
+        """
+        request = self.request
+        titles = alpaca.neutral_titles(self.mind.news)
+        asked = self.whole.take(self.rows).without_labels()
+        if request.format == JsonList.name:
+            lists = _lists(request, asked, titles)
+            return dict(zip(asked.ids.tolist(), lists.scores, strict=True)), lists.cost
+        from mindlab.summaries import summariser_of
+
+        write = summariser_of(request.summary, request.model, request.template, request.language)
+        if write is None:
+            return {}, None
+        found = write(asked, titles)
+        return dict(zip(asked.history.tolist(), found.texts, strict=True)), found.cost
+
+    @cached_property
     def scorer(self) -> tuple[Callable[[Impressions], list[Scored]], Engine]:
         """The function that scores impressions, and its engine."""
         reset_peak_memory()
+        written, _ = self.written
+        if self.request.format != JsonList.name:  # whose scoring is the writing
+            reset_peak_memory()
         candidates = np.unique(self.whole.take(self.rows).news)
-        return make_scorer(self.request, self.mind, candidates, **self.how)
+        return make_scorer(self.request, self.mind, candidates, written=written, **self.how)
 
     def close(self) -> None:
         """End the engine, if one was started."""
@@ -191,15 +245,37 @@ def predict(
     here, where `progress` moves with every case. The result is the same, so either may go on with what the other
     began.
 
-    Raises UserError if `out` holds a run of another request, or the request cannot be met.
+    Raises UserError if `out` holds a run of another request, another process is writing to it, or the request cannot
+    be met.
     """
     out = Path(out)
     asked = {**asdict(request), "inputs_sha256": _input_hashes(request)}
-    if is_started(out, asked) and (out / "manifest.json").exists():
-        return out
+    if not _is_finished(out, asked):
+        with lock(out):
+            if not _is_finished(out, asked):  # nor by who held the lock before
+                _predict(request, asked, out, progress, how, run)
+    return out
+
+
+def _is_finished(out: Path, asked: Mapping[str, Any]) -> bool:
+    """Return whether `out` holds the whole run `asked` and nothing else; UserError if it holds another."""
+    return is_started(out, asked) and (out / "manifest.json").exists() and not (out / "parts").exists()
+
+
+def _predict(
+    request: Request,
+    asked: Mapping[str, Any],
+    out: Path,
+    progress: Callable[[Iterable, int, int], Iterator],
+    how: Mapping[str, Any],
+    run: Callable[[Callable[[np.ndarray], pa.Table], Iterable[np.ndarray]], Iterator[pa.Table]] | None,
+) -> None:
+    parts = out / "parts"
+    if is_started(out, asked) and (out / "manifest.json").exists():  # stopped while it removed its parts
+        shutil.rmtree(parts)
+        return
     work = Work(request, how)
     mind, rows = work.mind, work.rows
-    parts = out / "parts"
     size = CASES_PER_PART.get(request.engine, 1)
     blocks = [rows[i : i + size] for i in range(0, len(rows), size)]
     missing = [b for b in range(len(blocks)) if not (parts / f"{b:05d}.parquet").exists()]
@@ -216,16 +292,19 @@ def predict(
             if not (out / REQUEST).exists():  # not before: a request that cannot be met leaves nothing behind
                 write_json(out / REQUEST, asked)
             with atomic_path(parts / f"{b:05d}.parquet") as path:
-                pq.write_table(table, path)
+                pq.write_table(table, path, write_page_checksum=True)
             if run is not None:
                 for _ in islice(cases, len(blocks[b])):
                     pass
     for _ in cases:  # there is none; a progress bar ends when it is told so
         pass
 
-    tables = [pq.read_table(parts / f"{b:05d}.parquet") for b in range(len(blocks))]
+    tables = [_read_part(parts / f"{b:05d}.parquet") for b in range(len(blocks))]
     costs = [json.loads(table.schema.metadata[b"cost"]) for table in tables]
     seconds, tokens = (sum(cost[key] for cost in costs) for key in ("seconds", "tokens"))
+    if request.format == JsonList.name:  # whose scoring is the writing
+        took = work.written[1]
+        seconds, tokens = seconds + took["seconds"], tokens + took["tokens_read"] + took["tokens_written"]
     table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
     in_order = table.sort_by([("case_id", "ascending"), ("position", "ascending")])
     predictions.write_predictions(out / "predictions.parquet", in_order)
@@ -240,6 +319,7 @@ def predict(
             "params": costs[0]["params"],
             "train_seconds": factory.train_seconds(request.adapter) if request.adapter else None,
             "log_odds_shift": _shift(request, mind),
+            "texts_written": _texts_written(request, work.written[1]),
             "seconds": round(seconds, 2),
             "tokens": tokens,
             "ms_per_impression": round(1000 * seconds / len(rows), 1),
@@ -251,7 +331,19 @@ def predict(
         },
     )
     shutil.rmtree(parts)
-    return out
+
+
+def _read_part(path: Path) -> pa.Table:
+    """Return a part; UserError where it is gone or damaged: what is left is gone on with."""
+    try:
+        return pq.read_table(path, page_checksum_verification=True)
+    except (pa.ArrowException, OSError) as error:
+        if path.exists():
+            path.rename(path.with_suffix(".damaged"))
+        raise UserError(
+            f"{path}: gone or damaged since it was written ({str(error).splitlines()[0]}); run the same command again, "
+            "which scores it anew"
+        ) from None
 
 
 def rank_titles(request: Request, history: list[str], candidates: list[str]) -> list[tuple[str, float]]:
@@ -283,42 +375,123 @@ def rank_titles(request: Request, history: list[str], candidates: list[str]) -> 
 
 
 def _shift(request: Request, mind: Mind) -> float | None:
-    """Return `log_odds_shift` for what a pointwise adapter was trained on; None if that is not known."""
-    if request.format != Pointwise.name or not request.adapter:
+    """Return `log_odds_shift` for what a Yes/No adapter was trained on; None if that is not known."""
+    if request.format not in (Pointwise.name, Summary.name) or not request.adapter:
         return None
     settings = factory.settings_of(request.adapter) or {}
     share = alpaca.share_of_yes(settings.get("dataset_dir", ""), settings.get("dataset", ""))
-    return None if share is None else log_odds_shift(share, float(mind.splits["train"].labels.mean()))
+    clicked = float(mind.splits["train"].labels.mean())
+    if request.protocol == "sampled":
+        clicked = 1 / (1 + protocols.NEGATIVES)
+    return None if share is None else log_odds_shift(share, clicked)
+
+
+def _texts_written(request: Request, cost: dict[str, Any] | None) -> dict[str, Any] | None:
+    """Return what writing took: the lists, or the summaries of the readers scored and of those trained on."""
+    if cost is None:
+        return None
+    if request.format == JsonList.name:
+        return {"lists": cost}
+    settings = (factory.settings_of(request.adapter) if request.adapter else None) or {}
+    trained = alpaca.texts_written(settings.get("dataset_dir", ""), settings.get("dataset", ""))
+    return {
+        "summaries of test readers": cost,
+        **({"summaries of training readers": trained} if trained else {}),
+    }
+
+
+def _check(request: Request) -> None:
+    """Raise UserError for options that do not go together."""
+    protocols.check(request.protocol)
+    # The sampled impressions ask what `dev` asks, of fewer candidates.
+    asked = "dev" if request.protocol == "sampled-impression" else request.protocol
+    if request.format not in (*alpaca.FORMATS_OF.get(asked, ()), *(PROMPTED if asked == "dev" else ())):
+        raise UserError(f"protocol {request.protocol} does not go with format {request.format}")
+    if request.engine not in ENGINES:
+        raise UserError(f"engine {request.engine!r}: expected {' or '.join(ENGINES)}")
+    alpaca.check_summary(request.format, request.summary)
+    of_lists = {
+        "--base-url": request.base_url,
+        "--thinking": request.thinking,
+        "--constrained": request.constrained,
+    }
+    for option, value in of_lists.items():
+        if value and request.format != JsonList.name:
+            raise UserError(
+                f"{option} goes with --format {JsonList.name} alone, the one whose answer is text"
+            )
+    if request.orders is not None and request.format != Listwise.name:
+        raise UserError(f"--orders goes with --format {Listwise.name} alone")
+    if request.thinking and request.constrained:
+        raise UserError("--thinking writes prose and --constrained forbids it: give one of them")
+    if request.format == JsonList.name and request.engine != "hf":
+        raise UserError(
+            f"--format {JsonList.name} is written, which --engine {request.engine} does not do; --base-url can"
+        )
+    for option, value in (("--adapter", request.adapter), ("--constrained", request.constrained)):
+        if value and request.base_url:
+            raise UserError(
+                f"{option} does not go with --base-url: the server decides what it loads and how it writes"
+            )
+
+
+def _lists(request: Request, asked: Impressions, titles: np.ndarray) -> Any:
+    """Return what a model writes about the candidates of impressions (`mindlab.llm.lists.Lists`)."""
+    from mindlab.llm.lists import ask_lists, writer_of
+
+    budget = None  # nobody here knows the tokenizer of a server's model
+    if not request.base_url:
+        from mindlab.chat import ChatTemplate
+        from mindlab.records import Budget
+
+        if request.adapter:
+            factory.check_adapter(request.adapter, request.model, request.template)
+        chat = ChatTemplate.load(request.model, request.template)
+        budget = Budget(chat.count, chat.estimate, request.cutoff_len)
+    form = JsonList(request.language, request.thinking)
+    return ask_lists(
+        asked, titles, form, writer_of(request), history_length=request.history_length, budget=budget
+    )
+
+
+class _Reader(Engine):
+    """The engine of a format whose answers were written before: there is nothing left to ask."""
+
+    n_parameters = None  # the answers do not tell
 
 
 def make_scorer(
-    request: Request, mind: Mind, candidates: Sequence[int] = (), engine: Engine | None = None, **how: Any
+    request: Request,
+    mind: Mind,
+    candidates: Sequence[int] = (),
+    engine: Engine | None = None,
+    written: Mapping[int, Any] = MappingProxyType({}),
+    **how: Any,
 ) -> tuple[Callable[[Impressions], list[Scored]], Engine]:
     """Return a function that scores each impression of a table, and the engine behind it, made with `how`.
 
     With `candidates`, the news of all impressions to come, a score depends on nothing that was scored before.
-    `engine` stands in for the model, e.g. to count what would be read (`mindlab.token_counts`).
+    `engine` stands in for the model, e.g. to count what would be read (`mindlab.token_counts`). `written` is what a
+    model wrote before (`Work.written`): what format summary shows of a reader, the scores of format json_list.
     """
     from mindlab.alpaca import (
-        FORMATS_OF,
         likes_dislikes_parts,
         neutral_titles,
         topics_of,
     )
     from mindlab.chat import ChatTemplate
-    from mindlab.llm.score import NextClickScorer, NextTopicScorer, YesNoScorer
+    from mindlab.llm.score import ListwiseScorer, NextClickScorer, NextTopicScorer, YesNoScorer
     from mindlab.records import Budget, Shortening, fit_budget
 
-    # The sampled impressions ask what `dev` asks, of fewer candidates.
-    asked = "dev" if request.protocol == "sampled-impression" else request.protocol
-    if request.format not in FORMATS_OF.get(asked, ()):
-        raise UserError(f"protocol {request.protocol} does not go with format {request.format}")
-    if request.engine not in ENGINES:
-        raise UserError(f"engine {request.engine!r}: expected {' or '.join(ENGINES)}")
+    _check(request)
+    if request.format == JsonList.name:
+        return _read_lists(written), engine or _Reader()
     chat = ChatTemplate.load(request.model, request.template)
+    if request.adapter:
+        factory.check_adapter(request.adapter, request.model, request.template)
     engine = engine or _make_engine(request, **how)
     titles = neutral_titles(mind.news)
-    form = FORMATS[request.format](request.language)
+    form = {**FORMATS, **PROMPTED}[request.format](request.language)
 
     if request.format in (NextClick.name, NextTopic.name):
         limits = request.history_length, request.cutoff_len, request.per_token
@@ -337,15 +510,38 @@ def make_scorer(
 
         return score, engine
 
-    answers = YesNoScorer(engine, chat)
     budget = Budget(chat.count, chat.estimate, request.cutoff_len)
-    if request.format == Pointwise.name:
+    if request.format == Listwise.name:
+        letters = ListwiseScorer(engine, chat, form, budget)
+
+        def score(impressions: Impressions) -> list[Scored]:
+            readers = [
+                (
+                    titles[impressions.reader_history(i)[-request.history_length :]].tolist(),
+                    titles[impressions.candidates(i)].tolist(),
+                    orders_of(request, int(impressions.ids[i]), len(impressions.candidates(i))),
+                )
+                for i in range(len(impressions))
+            ]
+            return [
+                Scored(np.arange(found.shape[1]), found.mean(axis=0))
+                for found in letters.score_orders(readers)
+            ]
+
+        return score, engine
+
+    answers = YesNoScorer(engine, chat)
+    if request.format in (Pointwise.name, Recency.name, InContext.name, Summary.name):
 
         def records(impressions: Impressions, i: int) -> list[Record]:
             history = titles[impressions.reader_history(i)[-request.history_length :]].tolist()
             candidates = titles[impressions.candidates(i)]
             # All candidates share one history, the longest that fits the longest of them.
-            parts = [PointwiseParts(history, title, False) for title in candidates]
+            if request.format == Summary.name:
+                summary = written.get(int(impressions.history[i]), "")
+                parts = [SummaryParts(summary, history, title, False) for title in candidates]
+            else:
+                parts = [PointwiseParts(history, title, False) for title in candidates]
             longest = max(parts, key=lambda p: chat.count(form.record(p)))
             done = Shortening()
             fit_budget(form, longest, 0, budget, done)
@@ -368,6 +564,30 @@ def make_scorer(
         ]
 
     return score, engine
+
+
+def orders_of(request: Request, impression: int, n: int) -> list[np.ndarray]:
+    """Return the orders in which format listwise shows `n` candidates: as they are, then by the seed and the impression.
+
+    So they do not depend on what else is scored.
+    """
+    rng = np.random.default_rng([request.seed, impression])
+    return [np.arange(n), *(rng.permutation(n) for _ in range(request.orders - 1))]
+
+
+def _read_lists(written: Mapping[int, np.ndarray]) -> Callable[[Impressions], list[Scored]]:
+    """Return what looks up the scores of the lists; the answers are theirs too, none where the list has none."""
+    from mindlab.llm.lists import LIKED, UNANSWERED
+
+    def score(impressions: Impressions) -> list[Scored]:
+        found = []
+        for impression in impressions.ids.tolist():
+            scores = written[impression]
+            answers = [None if one == UNANSWERED else yes_no(one == LIKED) for one in scores.tolist()]
+            found.append(Scored(np.arange(len(scores)), scores, answers))
+        return found
+
+    return score
 
 
 def _make_engine(request: Request, **how: Any) -> Engine:
@@ -408,7 +628,7 @@ def _at_positions(impression: Impressions, positions: np.ndarray) -> Impressions
 
 def _input_hashes(request: Request) -> dict[str, str]:
     """Return the SHA-256 of the files that decide the scores: data, weights, adapter, tokenizer."""
-    folders = [Path(request.model), *([Path(request.adapter)] if request.adapter else [])]
+    folders = [Path(name) for name in (request.model, request.adapter) if name and not request.base_url]
     names = ("*.safetensors", "tokenizer.json", "config.json", "adapter_config.json")
     files = [path for folder in folders if folder.is_dir() for name in names for path in folder.glob(name)]
     hashes = {path.as_posix(): sha256(path) for path in sorted(files)}

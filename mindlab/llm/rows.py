@@ -15,12 +15,15 @@ from mindlab import cli, embedded_model, factory
 from mindlab.alpaca import BuildOptions, build, is_built, make_budget
 from mindlab.llm.predict import Request, predict
 from mindlab.mind import read_mind
+from mindlab.prompts import Summary
 from mindlab.runs import data_hashes, read_manifest
+from mindlab.summaries import summariser_of
 
 CONFIGS = {
     "next_click": Path("configs/train/smollm2_135m_lora_sft.yaml"),
     "next_topic": Path("configs/train/smollm2_135m_lora_sft_next_topic.yaml"),
     "pointwise": Path("configs/train/smollm2_135m_lora_sft_pointwise.yaml"),
+    "summary": Path("configs/train/smollm2_135m_lora_sft_summary.yaml"),
 }
 MODEL = f"models/{embedded_model.NAME}"
 TEMPLATE = "smollm2"
@@ -32,6 +35,18 @@ NAMES = {
     for kind in ("base", "lora")
 }
 PAIRS = [(f"smollm2-{form}-lora", f"smollm2-{form}-base") for form in ("next_click", "pointwise")]
+# The same for protocol `sampled`: who wrote the summary of the prompt, and whether the model was tuned.
+SAMPLED_NAMES = {f"smollm2-{way}-{kind}": (way, kind) for way in Summary.ways for kind in ("base", "lora")}
+SAMPLED_PAIRS = [
+    *((f"smollm2-{way}-lora", f"smollm2-{way}-base") for way in Summary.ways),
+    *(
+        (f"smollm2-{way}-{kind}", f"smollm2-recent-{kind}")
+        for way in Summary.ways[1:]
+        for kind in ("base", "lora")
+    ),
+]
+# Whose summaries are written to train on, of protocol `sampled`: what two cores write in minutes.
+MOST_READERS = 30
 
 
 def say(line: str) -> None:
@@ -51,24 +66,47 @@ def get_model() -> None:
     embedded_model.build(MODEL, say)
 
 
-def build_records(data: str, form: str, dataset_dir: Path, is_control: bool = False) -> None:
-    """Write the data sets of a format, unless they are there."""
+def names_of(protocol: str) -> tuple[str, ...]:
+    """Return the rows of the embedded model that apply to a protocol.
+
+    >>> names_of("sampled")[:2], names_of("seed")
+    (('smollm2-recent-base', 'smollm2-recent-lora'), ())
+    """
+    if protocol == "sampled":
+        return tuple(SAMPLED_NAMES)
+    return tuple(NAMES) if protocol in ("dev", "sampled-impression") else ()
+
+
+def build_records(
+    data: str,
+    form: str,
+    dataset_dir: Path,
+    is_control: bool = False,
+    *,
+    protocol: str = "dev",
+    summary: str = "recent",
+    limit: int | None = None,
+) -> None:
+    """Write the data sets of a format, unless they are there; `limit` impressions of each split at most."""
     cutoff_len = factory.load(CONFIGS[form])["cutoff_len"]
     step(
         "Alpaca records from MIND-shaped TSVs",
-        f"python scripts/build_dataset.py --data {data} --protocol dev --format {form} --out {dataset_dir} "
+        f"python scripts/build_dataset.py --data {data} --protocol {protocol} --format {form} --out {dataset_dir} "
         f"--model {MODEL} --template {TEMPLATE} --cutoff-len {cutoff_len}"
-        f"{' --permute-titles' if is_control else ''}",
+        f"{' --permute-titles' if is_control else ''}"
+        f"{f' --summary {summary}' if summary != 'recent' else ''}{f' --limit {limit}' if limit else ''}",
     )  # fmt: skip
     options = BuildOptions(
-        "dev", form, permute_titles=is_control, model=MODEL, template=TEMPLATE, cutoff_len=cutoff_len
-    )
+        protocol, form, limit=limit, permute_titles=is_control, summary=summary,
+        model=MODEL, template=TEMPLATE, cutoff_len=cutoff_len,
+    )  # fmt: skip
     hashes = data_hashes(data, ("train", "dev"))
     if is_built(dataset_dir, options, hashes):
         say("already built")
         return
     mind = read_mind(data)
-    build(mind, options, dataset_dir, make_budget(options), hashes, cli.records_bar)
+    write = summariser_of(summary, MODEL, TEMPLATE)
+    build(mind, options, dataset_dir, make_budget(options), hashes, cli.records_bar, write=write)
 
 
 def train(config: Path, overrides: dict[str, Any]) -> Path:
@@ -87,18 +125,20 @@ def score(
     *,
     seed: int = 42,
     protocol: str = "dev",
+    summary: str = "recent",
 ) -> Path:
     """Score one model on a protocol's test impressions, with a progress bar; return its run folder."""
     cutoff_len = factory.load(CONFIGS[form])["cutoff_len"]
     step(
         f"score {out.name}",
         f"python scripts/predict.py --data {data} --protocol {protocol} --format {form} --model {MODEL} "
+        f"{f'--summary {summary} ' if summary != 'recent' else ''}"
         f"{f'--adapter {adapter} ' if adapter else ''}--cutoff-len {cutoff_len} "
         f"{f'--limit {limit} ' if limit else ''}--out {out}",
     )
     request = Request(
         data, protocol, form, MODEL, TEMPLATE, str(adapter) if adapter else None,
-        limit=limit, seed=seed, cutoff_len=cutoff_len,
+        limit=limit, seed=seed, cutoff_len=cutoff_len, summary=summary,
     )  # fmt: skip
     return predict(request, out, cli.cases_bar)
 
@@ -118,15 +158,42 @@ def make_row(
     return score(data, form, adapter, limit, out / name, seed=seed, protocol=protocol)
 
 
+def make_summary_row(
+    name: str,
+    data: str,
+    limit: int | None,
+    out: Path,
+    *,
+    seed: int = 42,
+    most_readers: int = MOST_READERS,
+    overrides: Mapping[str, Any] = MappingProxyType({}),
+) -> Path:
+    """Score the row of that name (one of `SAMPLED_NAMES`) as `make_row` does, under protocol `sampled`.
+
+    A tuned row is trained on a seeded choice of at most `most_readers` of the training readers: a summary has to be
+    written of each. The rows of all ways have the same readers.
+    """
+    summary, kind = SAMPLED_NAMES[name]
+    adapter = None
+    if kind == "lora":
+        how = {"protocol": "sampled", "summary": summary, "limit": most_readers}
+        adapter = tune("summary", data, out / "training" / name, overrides, **how)
+    return score(data, "summary", adapter, limit, out / name, seed=seed, protocol="sampled", summary=summary)
+
+
 def tune(
     form: str,
     data: str,
     folder: Path,
     overrides: Mapping[str, Any] = MappingProxyType({}),
     is_control: bool = False,
+    **records: Any,
 ) -> Path:
-    """Build a format's records and fine-tune on them by its YAML, all within `folder`; return the adapter."""
-    build_records(data, form, folder / "data", is_control)
+    """Build a format's records and fine-tune on them by its YAML, all within `folder`; return the adapter.
+
+    `records` are further arguments of `build_records`.
+    """
+    build_records(data, form, folder / "data", is_control, **records)
     own = {"dataset_dir": (folder / "data").as_posix(), "output_dir": (folder / "adapter").as_posix()}
     return train(CONFIGS[form], {**overrides, **own})
 

@@ -1,18 +1,19 @@
 """What one format does with an engine: from a reader's history and candidates to one score each.
 
 Prompts are LLaMA-Factory's own token ids (`mindlab.chat`), so the model is asked exactly what it was
-trained on. `NextClickScorer` and `NextTopicScorer` read likelihoods, `YesNoScorer` the logits of Yes and No.
-Each scores one reader, or many at once for the engines that gain from it.
+trained on. `NextClickScorer` and `NextTopicScorer` read likelihoods, `YesNoScorer` the logits of Yes and No,
+`ListwiseScorer` those of letters. Each scores one reader, or many at once for the engines that gain from it.
 """
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.errors import UserError
 from mindlab.llm.engine import Engine
-from mindlab.prompts import NextClick, NextTopic, NextTopicParts, Record
+from mindlab.prompts import ListParts, Listwise, NextClick, NextTopic, NextTopicParts, Record
+from mindlab.records import Budget, Shortening, fit_budget
 
 
 def answer_frame(chat: ChatTemplate, system: str, user: str) -> tuple[list[int], int]:
@@ -36,6 +37,23 @@ def n_shared(prompts: Sequence[list[int]]) -> int:
     first = np.array([p[:shortest] for p in prompts])
     same = (first == first[0]).all(axis=0)
     return shortest if same.all() else int(np.argmin(same))
+
+
+def one_token_answers(chat: ChatTemplate, answers: Mapping[str, str]) -> tuple[list[int], tuple[int, ...]]:
+    """Return the ids that the template puts before an answer, and the one id by which each of `answers` is told.
+
+    `answers` are by name. Raises UserError if two of them differ in more than one id, or one has no id of its own.
+    """
+    ids = [chat.answer_ids("", "?", answer) for answer in answers.values()]
+    place = n_shared(ids)
+    found = tuple(one[place] for one in ids)
+    if len(set(found)) < len(found) or any(one[place + 1 :] != ids[0][place + 1 :] for one in ids):
+        told = f"({' and '.join(map(str, ids))})" if len(ids) < 3 else ""
+        raise UserError(
+            f"template {chat.name}: {' and '.join(answers)} are not one token each {told}, so their logits cannot be "
+            "compared; use the format next_click with this tokenizer"
+        )
+    return ids[0][:place], found
 
 
 class Gain:
@@ -227,10 +245,8 @@ class YesNoScorer:
         """Find the template's Yes and No: the ids that differ between the answers "Yes." and "No."."""
         self.engine = engine
         self.chat = chat
-        yes, no = (chat.answer_ids("", "?", answer) for answer in ("Yes.", "No."))
-        place = next(i for i, (y, n) in enumerate(zip(yes, no, strict=False)) if y != n)
-        self.answers = (yes[place], no[place])
-        self._head = yes[:place]  # glm4: the newline before the answer
+        # `_head` is what comes before the answer: glm4's newline.
+        self._head, self.answers = one_token_answers(chat, {"Yes": "Yes.", "No": "No."})
 
     def ids(self, record: Record) -> list[int]:
         """Return the ids of a record's prompt up to the place where Yes or No comes."""
@@ -266,3 +282,59 @@ class YesNoScorer:
     def answer(self, record: Record) -> tuple[float, str]:
         """Return `answer_many` of one record."""
         return self.answer_many([record])[0]
+
+
+class ListwiseScorer:
+    """Score = log P(letter) + log n at the first place of the answer, among the n letters of a list.
+
+    0 is what a blind choice gives, so that lists of different lengths can be compared. The mean over several orders of
+    the candidates (bootstrapping, https://arxiv.org/abs/2305.08845) cancels what the model gives a letter for its place.
+    """
+
+    def __init__(self, engine: Engine, chat: ChatTemplate, form: Listwise, budget: Budget):
+        """Find the template's letters; a prompt that `budget` does not hold is parted into more lists."""
+        self.engine, self.chat, self.form, self.budget = engine, chat, form, budget
+        self._head, self._letters = one_token_answers(chat, {letter: letter for letter in form.letters})
+
+    def lists(
+        self, history: list[str], candidates: Sequence[str], order: np.ndarray
+    ) -> list[tuple[np.ndarray, Record]]:
+        """Return what each list shows, places in `candidates`, and its prompt; as many as it takes, all of one history."""
+        n = -(-len(candidates) // len(self.form.letters))
+        while True:
+            parts = np.array_split(order, n)
+            shown = [ListParts(history, [candidates[k] for k in part]) for part in parts]
+            longest = max(shown, key=lambda one: self.chat.count(self.form.record(one)))
+            done = Shortening()
+            fit_budget(self.form, longest, 0, self.budget, done)
+            if not done.still_too_long or n == len(candidates):
+                records = [self.form.record(one, done.titles_dropped) for one in shown]
+                return list(zip(parts, records, strict=True))
+            n += 1
+
+    def score_orders(
+        self, readers: Sequence[tuple[list[str], Sequence[str], Sequence[np.ndarray]]]
+    ) -> list[np.ndarray]:
+        """Return the scores of each reader's (history titles, candidate titles, orders), float64 (n_orders, n_candidates).
+
+        An order is a permutation of the candidates' places; the scores stand in the candidates' own order.
+        """
+        asks, places = [], []
+        for history, candidates, orders in readers:
+            lists = [
+                (k, *one) for k, order in enumerate(orders) for one in self.lists(history, candidates, order)
+            ]
+            prompts = [
+                self.chat.prompt_ids(record["system"], record_prompt(record)) + self._head
+                for *_, record in lists
+            ]
+            n = n_shared(prompts)
+            asks.append((prompts[0][:n], [prompt[n:] for prompt in prompts]))
+            places.append([(k, part) for k, part, _ in lists])
+        found = self.engine.bulk_last_logits(asks, self._letters)
+        scores = [np.empty((len(orders), len(candidates))) for _, candidates, orders in readers]
+        for of_reader, logits, lists in zip(scores, found, places, strict=True):
+            for (k, part), row in zip(lists, logits, strict=True):
+                shown = row[: len(part)]
+                of_reader[k, part] = shown - np.logaddexp.reduce(shown) + np.log(len(part))
+        return scores

@@ -23,6 +23,7 @@ from typing import Any
 
 import numpy as np
 
+from mindlab import machine
 from mindlab.errors import UserError
 from mindlab.files import sha256
 from mindlab.llm.engine import Ask, Engine, Ids
@@ -36,10 +37,10 @@ HOW = (
 )
 # Set for the worker where the user's environment does not say otherwise.
 ENVIRONMENT = {
+    **machine.QUIET,
     "VLLM_ENABLE_V1_MULTIPROCESSING": "0",  # the engine within the worker: on a CPU it gets all cores that way
     "VLLM_CPU_KVCACHE_SPACE": "2",  # GiB; without it vLLM takes most of the machine's memory
     "VLLM_LOGGING_LEVEL": "WARNING",
-    "VLLM_NO_USAGE_STATS": "1",
 }
 MAX_NEW_TOKENS = 8  # HFEngine.answer's
 
