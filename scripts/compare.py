@@ -1,9 +1,9 @@
 """Compare recommenders on the same impressions: one table, with intervals and cost, and a page with plots.
 
 Fits and scores every method that applies to the protocol; those that are learned are trained with several seeds.
-The rows of SmolLM2-135M, untrained and tuned through LLaMA-Factory, are scored on a seeded choice of impressions
-(--llm-limit), and all rows of the table are measured on just these; what the other methods reach on all
-impressions stands in a table of its own, in the folder all/. Further rows come from run folders of
+The rows of SmolLM2-135M, untrained and tuned through LLaMA-Factory, and of other methods that take seconds an
+impression, are scored on a seeded choice of impressions (--llm-limit), and all rows of the table are measured on
+just these; what the other methods reach on all impressions stands in a table of its own, in the folder all/. Further rows come from run folders of
 scripts/predict.py (--add), if they scored the same impressions. What is done already is kept; after Ctrl-C run the
 same command again.
 
@@ -18,12 +18,15 @@ Examples:
       --add data/reference_runs/recipe-sample/smollm2-next_topic-lora
   python scripts/compare.py --data data/raw/MINDsmall --only popularity,minilm,minilm-readers \\
       --encoder zai-org/glm-4-9b-chat-hf --out runs/encoders     (on a GPU: the vectors of all titles, once)
+  python scripts/compare.py --data data/raw/MINDsmall --only popularity,minilm --llm-limit 10000 --seeds 1 \\
+      --cross-encoder google-bert/bert-base-uncased --out runs/cross      (on a GPU: fine-tuned, then each pair read)
 """
 
 import argparse
 import shlex
 import sys
 from collections.abc import Iterable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -32,17 +35,16 @@ from tqdm import tqdm
 
 from mindlab import cli, kept, protocols
 from mindlab import report as reporting
-from mindlab.compare import BLIND, ORACLE, Request, compare, encoder_row, names_of
+from mindlab.compare import BLIND, ORACLE, Request, compare, cross_encoder_rows, encoder_row, names_of
 from mindlab.errors import UserError
 from mindlab.llm import rows
 from mindlab.mind import Impressions, Mind, read_mind
 from mindlab.predictions import read_predictions, write_prediction_zip
-from mindlab.recommenders import EMBEDDED, NEURAL, PAIRS, SIMPLE
+from mindlab.recommenders import COSTLY, EMBEDDED, NEURAL, PAIRS, SIMPLE
 from mindlab.recommenders.oracle import FILE_NAME
 from mindlab.slices import masks, measure_slices
 
 TABLES = ("leaderboard.json", "leaderboard.md", "slices.json")
-LLM_PROTOCOLS = ("dev", "sampled-impression")  # where the embedded model's rows apply
 
 
 def arguments() -> argparse.Namespace:
@@ -56,7 +58,7 @@ def arguments() -> argparse.Namespace:
         default="test",
         help="valid: 14 November, to choose on; submission: MIND's unlabelled test split, a prediction.zip a row",
     )
-    known = ", ".join([*SIMPLE, *rows.NAMES, ORACLE, *BLIND])
+    known = ", ".join([*SIMPLE, *COSTLY, *rows.NAMES, *rows.SAMPLED_NAMES, ORACLE, *BLIND])
     parser.add_argument("--only", metavar="NAME,NAME", help=f"of {known} (default: all that apply)")
     parser.add_argument("--limit", type=int, help="a seeded random choice of impressions (default: all)")
     parser.add_argument(
@@ -75,10 +77,23 @@ def arguments() -> argparse.Namespace:
         metavar="MODEL",
         help="also rank by the hidden states of this causal model: a folder or hub id",
     )
+    parser.add_argument(
+        "--cross-encoder",
+        metavar="MODEL",
+        help="also fine-tune this encoder, such as a BERT, to read reader and candidate together: a folder or hub id",
+    )
+    parser.add_argument(
+        "--cross-pairs",
+        type=int,
+        metavar="N",
+        help="the pairs that a cross-encoder is trained on (default: its own)",
+    )
     parser.add_argument("--out", type=Path, required=True, help="gets a folder for each row, and the table")
     kept.add_arguments(parser, "tables and learned rows")
     args = parser.parse_args()
     kept.check(args)
+    if args.cross_pairs is not None and args.cross_pairs < 1:
+        raise UserError(f"--cross-pairs {args.cross_pairs}: expected at least 1")
     return args
 
 
@@ -87,11 +102,19 @@ def main() -> None:
     args = arguments()
     is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
     names, llm = names_asked(args, is_synthetic)
-    request = Request(args.data, args.protocol, args.split, args.limit, args.seed, args.seeds, args.encoder)
+    request = Request(
+        args.data, args.protocol, args.split, args.limit, args.seed, args.seeds,
+        args.encoder, args.cross_encoder, args.cross_pairs,
+    )  # fmt: skip
     if args.encoder:
         names.append(encoder_row(request))
     if llm or EMBEDDED in names:
         rows.get_model()
+    # A submission ranks everything.
+    costly = [name for name in names if name in COSTLY and args.split != protocols.SUBMISSION]
+    names = [name for name in names if name not in costly]
+    own_cross = cross_encoder_rows(request)
+    (names if args.split == protocols.SUBMISSION else costly).extend(own_cross)
     with tqdm(names, unit=" methods", file=sys.stderr) as bar:
         runs = compare(request, names, args.out, lambda _: named(bar))
     if args.split == protocols.SUBMISSION:
@@ -100,8 +123,12 @@ def main() -> None:
             print(run / "prediction.zip")
         return
     llm_limit = args.limit or args.llm_limit
-    llm_runs = [
-        rows.make_row(name, args.data, llm_limit, args.out, seed=args.seed, protocol=args.protocol)
+    with tqdm(costly, unit=" costly methods", file=sys.stderr, disable=not costly) as bar:
+        llm_runs = compare(replace(request, limit=llm_limit), costly, args.out, lambda _: named(bar))
+    llm_runs += [
+        rows.make_summary_row(name, args.data, llm_limit, args.out, seed=args.seed)
+        if name in rows.SAMPLED_NAMES
+        else rows.make_row(name, args.data, llm_limit, args.out, seed=args.seed, protocol=args.protocol)
         for name in llm
     ]
 
@@ -117,17 +144,23 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]),
     }
     boards = {}  # by folder, with the cases that its rows are measured on
-    own = [pair for pair in PAIRS if set(pair) <= set(names)]
-    if llm and len(some) < len(whole):
+    pairs = [*PAIRS, *([own_cross, (own_cross[0], "minilm")] if own_cross else [])]
+    own = [pair for pair in pairs if set(pair) <= {*names, *costly}]
+    some_only = [*costly, *llm]
+    if some_only and len(some) < len(whole):
         if runs:
-            boards["all"] = reporting.leaderboard(runs, pairs=own, context=context | {"notes": notes}), whole
+            pairs = [pair for pair in own if set(pair) <= set(names)]
+            boards["all"] = (
+                reporting.leaderboard(runs, pairs=pairs, context=context | {"notes": notes}),
+                whole,
+            )
         notes = [
             *notes,
-            f"Language models scored a seeded choice of {len(some)} of the {len(whole)} impressions, and all rows "
+            f"Language models and cross-encoders scored a seeded choice of {len(some)} of the {len(whole)} impressions, and all rows "
             "are measured on just these; the other methods on all impressions: all/report.html.",
         ]
-    cases = some if llm else whole
-    pairs = [*own, *(pair for pair in rows.PAIRS if set(pair) <= set(llm))]
+    cases = some if some_only else whole
+    pairs = [*own, *(pair for pair in (*rows.PAIRS, *rows.SAMPLED_PAIRS) if set(pair) <= set(llm))]
     every = [*runs, *llm_runs, *args.add]
     board = reporting.leaderboard(every, pairs=pairs, cases=cases, context=context | {"notes": notes})
     boards["."] = board, cases
@@ -144,15 +177,17 @@ def main() -> None:
 def names_asked(args: argparse.Namespace, is_synthetic: bool) -> tuple[list[str], list[str]]:
     """Return the recommenders to run, and the rows of language models."""
     # The training of a language model has seen the validation day.
-    takes_llm = args.protocol in LLM_PROTOCOLS and args.split == "test"
+    takes_llm = rows.names_of(args.protocol) if args.split == "test" else ()
     is_labelled = args.split != protocols.SUBMISSION
     names = [name for name in names_of(args.protocol) if name != ORACLE or (is_synthetic and is_labelled)]
-    names = args.only.split(",") if args.only else [*names, *(rows.NAMES if takes_llm else ())]
-    llm = [name for name in names if name in rows.NAMES]
-    if llm and not takes_llm:
-        raise UserError(
-            f"{llm[0]} applies to split test of the protocols {' and '.join(LLM_PROTOCOLS)} alone"
-        )
+    names = [name for name in names if name not in COSTLY or is_labelled]
+    names = args.only.split(",") if args.only else [*names, *takes_llm]
+    llm = [name for name in names if name in {*rows.NAMES, *rows.SAMPLED_NAMES}]
+    for name in llm:
+        if name not in takes_llm:
+            where = [protocol for protocol in protocols.PROTOCOLS if name in rows.names_of(protocol)]
+            kinds = f"protocol{'s' if len(where) > 1 else ''} {' and '.join(where)}"
+            raise UserError(f"{name} applies to split test of the {kinds} alone")
     return [name for name in names if name not in llm], llm
 
 
@@ -161,7 +196,7 @@ def keep(out: Path, folder: Path, boards: Iterable[str], runs: list[Path]) -> No
     for place in boards:
         kept.keep([out / place / name for name in TABLES], folder / place)
     for run in runs:
-        if run.name in (*NEURAL, EMBEDDED, *rows.NAMES):
+        if run.name in (*NEURAL, EMBEDDED, *COSTLY, *rows.NAMES, *rows.SAMPLED_NAMES):
             kept.keep_run(run, folder)
         adapter = out / "training" / run.name / "adapter"
         if adapter.is_dir():

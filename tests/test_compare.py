@@ -97,6 +97,14 @@ def test_mistakes_are_one_line(run_compare, tmp_path):
     code, _, err = run_compare("--only", "populrity", "--out", tmp_path)
     assert code == 2
     assert err.splitlines()[-1].startswith("error: no recommender 'populrity'; expected one of random")
+    for protocol, name, where in (
+        ("dev", "smollm2-recent-base", "protocol sampled alone"),
+        ("sampled", "smollm2-next_click-base", "protocols dev and sampled-impression alone"),
+        ("seed", "smollm2-recurrent-lora", "protocol sampled alone"),
+    ):
+        code, _, err = run_compare("--protocol", protocol, "--only", name, "--out", tmp_path)
+        assert code == 2
+        assert err.splitlines()[-1] == f"error: {name} applies to split test of the {where}"
 
 
 @pytest.mark.parametrize("protocol", ["sampled", "sampled-impression"])

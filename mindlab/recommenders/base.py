@@ -1,5 +1,6 @@
 """What every recommender is, and the one door through which they are asked for scores."""
 
+from dataclasses import replace
 from typing import Protocol, Self, runtime_checkable
 
 import numpy as np
@@ -96,6 +97,16 @@ def some_candidates(train: Impressions, negatives: int, rng: np.random.Generator
     place = np.arange(len(order)) - np.repeat(train.offsets[:-1], np.diff(train.offsets))
     wanted = negatives * np.bincount(owner, weights=labels, minlength=len(train))
     return np.sort(order[(labels[order] == 1) | (place < wanted[owner])])
+
+
+def keep_candidates(rows: Impressions, places: np.ndarray) -> Impressions:
+    """Return the impressions with no candidates but those at the sorted `places` of ``rows.news``."""
+    return replace(
+        rows,
+        offsets=np.searchsorted(places, rows.offsets).astype(np.int64),
+        news=rows.news[places],
+        labels=None if rows.labels is None else rows.labels[places],
+    )
 
 
 def ragged_rows(offsets: np.ndarray, rows: np.ndarray) -> tuple[np.ndarray, np.ndarray]:

@@ -1,0 +1,131 @@
+"""Classic rankers over what a language model wrote: words about news, and a profile of each reader."""
+
+from dataclasses import replace
+from itertools import pairwise
+from typing import Any, Self
+
+import numpy as np
+
+from mindlab import protocols
+from mindlab.augmentation import Augmenter, Written
+from mindlab.embeddings import Encoder, MiniLMEncoder
+from mindlab.mind import Impressions, News
+from mindlab.recommenders.base import used_histories
+from mindlab.recommenders.boosting import lambdarank, with_ranks
+from mindlab.recommenders.embedding import MEAN, EmbeddingCosine, reader_scores, unit
+from mindlab.recommenders.past import PastLog
+from mindlab.recommenders.tfidf import text_cosines, word_weights
+
+MOST_IMPRESSIONS = 300  # of the training split; a profile has to be written for each of their readers
+
+
+def behind_titles(news: News, written: Written) -> list[str]:
+    """Return each title with what was written about it behind it."""
+    return [f"{title} {more}".strip() for title, more in zip(news.title, written.words, strict=True)]
+
+
+class TokenTfIdf:
+    """TF-IDF as `TfIdf`, over each title and the words that a language model wrote about it.
+
+    Nothing is trained: what the words add is this row minus `tfidf`.
+    """
+
+    name = "tokens-tfidf"
+    track = "static"
+
+    def __init__(self, augmenter: Augmenter):
+        self.augmenter = augmenter
+
+    def fit(
+        self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
+    ) -> Self:
+        """Have the model write, once for a catalogue, and weigh the words."""
+        written = self.augmenter.news(news)
+        self.written = {"news_tokens": written.cost}
+        self.saved_seconds = written.saved_seconds
+        self._texts = behind_titles(news, written)
+        self._vectorizer = word_weights(self._texts)
+        return self
+
+    def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
+        """Return the cosines."""
+        return text_cosines(test, self._texts, self._vectorizer)
+
+
+class TextBoosting:
+    """LightGBM's LambdaRank on how near a candidate's text is to its reader's: no counter, no column of MIND.
+
+    From the titles alone: the cosine of their words (TF-IDF) and of their vectors. With an augmenter also the cosine of
+    the words it wrote, alone and behind the titles, and how near the reader's profile is to these and to the title's
+    vector. A profile has to be written for each reader, so the model is fitted on `MOST_IMPRESSIONS` of the training
+    split, the same ones with and without an augmenter.
+    """
+
+    track = "static"
+
+    def __init__(self, name: str, augmenter: Augmenter | None = None, encoder: Encoder | None = None):
+        self.name, self.augmenter = name, augmenter
+        self._vectors = EmbeddingCosine(encoder or MiniLMEncoder())
+
+    def fit(
+        self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
+    ) -> Self:
+        """Have the model write, choose the rounds on `valid` (a part of `train`), fit on a part of `train`."""
+        seed = int(rng.integers(2**31))
+        self._vectors.fit(train, news, None, rng)
+        self.saved_seconds = self._vectors.saved_seconds
+        self.written, texts = {}, [list(news.title)]
+        if self.augmenter:
+            written = self.augmenter.news(news)
+            self.written["news_tokens"] = written.cost
+            self.saved_seconds += written.saved_seconds
+            texts += [written.words, behind_titles(news, written)]
+        self._texts = [(one, word_weights(one)) for one in texts]
+        # The same part for every seed: another one would be other readers to write about.
+        some = train.take(protocols.limit(len(train), MOST_IMPRESSIONS, 0))
+        x, profiles = self.features(some, news)
+        if profiles:
+            self.saved_seconds += profiles.saved_seconds
+            self.written["profiles of training readers"] = profiles.cost
+        self._model, self.rounds = lambdarank(x, some, valid, seed)
+        return self
+
+    def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
+        """Return the model's scores."""
+        x, profiles = self.features(test, news)
+        if profiles:
+            self.saved_scoring_seconds = profiles.saved_seconds
+            self.written["profiles of test readers"] = profiles.cost
+        return self._model.predict(x)
+
+    def features(self, rows: Impressions, news: News) -> tuple[np.ndarray, Written | None]:
+        """Return float32 (n_candidates, n_features), and the profiles of the readers if there is an augmenter."""
+        columns = [text_cosines(rows, *one) for one in self._texts]
+        columns.append(self._vectors.score(rows, news))
+        if self.augmenter is None:
+            return with_ranks(columns, rows), None
+        row, clicked, offsets = used_histories(rows)
+        histories = [clicked[a:b].tolist() for a, b in pairwise(offsets)]
+        profiles = self.augmenter.readers(histories, news)
+        # A profile stands in for the history: one more text, behind those of the catalogue, clicked once.
+        n = len(histories)
+        profiled = replace(
+            rows,
+            history=row.astype(np.int32),
+            history_news=np.arange(len(news), len(news) + n, dtype=np.int32),
+            history_offsets=np.arange(n + 1),
+        )
+        texts, vectorizer = self._texts[-1]
+        columns.append(text_cosines(profiled, [*texts, *profiles.words], vectorizer))
+        columns.append(reader_scores(profiled, self._with_vectors(profiles.words), [MEAN])[0])
+        return with_ranks(columns, rows), profiles
+
+    def _with_vectors(self, profiles: list[str]) -> np.ndarray:
+        """Return the unit vectors of the catalogue and, behind them, of the profiles; of zeros where one is empty."""
+        titles = self._vectors.vectors
+        vectors: Any = np.zeros((len(profiles), titles.shape[1]), np.float32)
+        written = [k for k, words in enumerate(profiles) if words]
+        for start in range(0, len(written), 64):
+            some = written[start : start + 64]
+            vectors[some] = unit(self._vectors.encoder.encode([profiles[k] for k in some])[:, 0])
+        return np.concatenate([titles, vectors])
