@@ -16,14 +16,16 @@ from mindlab.metrics import evaluate, paired_differences
 from mindlab.mind import Mind, read_mind
 from mindlab.predictions import read_predictions
 from mindlab.prompts import NextClick
-from mindlab.recommenders import LEARNED, SIMPLE
+from mindlab.recommenders import COSTLY, EMBEDDED, LEARNED, NEURAL, SIMPLE
 from mindlab.report import difference_text, with_interval
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data/reference_runs"
-# What scripts/demo.py keeps; scripts/compare.py keeps `compare`.
+# What scripts/demo.py keeps; scripts/compare.py keeps `compare` and `compare-sampled`.
 BOARDS = sorted(
-    path.parent.name for path in FOLDER.glob("*/leaderboard.json") if path.parent.name != "compare"
+    path.parent.name
+    for path in FOLDER.glob("*/leaderboard.json")
+    if path.parent.name not in ("compare", "compare-sampled")
 )
 DEMO = FOLDER / "demo"
 METRICS = ("auc", "mrr", "ndcg5", "ndcg10")
@@ -110,7 +112,8 @@ def test_the_leaderboard_is_that_of_its_runs(place):
     rows = {row["name"]: row for row in json.loads((folder / "leaderboard.json").read_text("utf-8"))}
     kept = sorted(path.parent for path in (FOLDER / "compare").glob("*/predictions.parquet"))
     kept = [run for run in kept if run.name in rows]
-    assert len(kept) == (5 if place else 9)
+    slow = {*NEURAL, EMBEDDED, *(() if place else (*COSTLY, *llm_rows.NAMES))}
+    assert {run.name for run in kept} == slow
     n = read_mind(ROOT / "data/sample", ("dev",)).splits["dev"]
     cases = protocols.limit(len(n), next(iter(rows.values()))["n_impressions"], 42)
     said = block("docs/leaderboard.md", f"compare/{place}".rstrip("/"))
@@ -126,8 +129,38 @@ def test_the_leaderboard_is_that_of_its_runs(place):
 
 def test_the_leaderboard_has_every_row():
     rows = json.loads((FOLDER / "compare/leaderboard.json").read_text("utf-8"))
-    assert {row["name"] for row in rows} == {*SIMPLE, "oracle", *llm_rows.NAMES}
+    assert {row["name"] for row in rows} == {*SIMPLE, *COSTLY, "oracle", *llm_rows.NAMES}
     assert {row["name"] for row in rows if row["seeds"] == 3} == set(LEARNED)
+
+
+def test_the_leaderboard_of_preference_summaries_is_that_of_its_runs():
+    folder = FOLDER / "compare-sampled"
+    rows = {row["name"]: row for row in json.loads((folder / "leaderboard.json").read_text("utf-8"))}
+    kept = sorted(path.parent for path in folder.glob("*/predictions.parquet"))
+    assert {run.name for run in kept} == set(llm_rows.SAMPLED_NAMES)
+    simple = ["popularity", "category"]
+    assert {*llm_rows.SAMPLED_NAMES, *simple} <= set(rows)
+    board = report.leaderboard(kept, pairs=llm_rows.SAMPLED_PAIRS, cases=None)
+    found = {row["name"]: row for row in board["rows"]}
+    said = block("docs/leaderboard.md", "compare-sampled")
+    for name, row in rows.items():
+        assert (row["protocol"], row["n_impressions"]) == ("sampled", 60)
+        line = next(line for line in said.splitlines() if line.startswith(f"{name} "))
+        assert with_interval(row, "auc") in line
+        if name in found:
+            for metric in ("auc", "recall5", "mrr10"):
+                for end in ("", "_low", "_high"):
+                    assert found[name][metric + end] == pytest.approx(row[metric + end], abs=1e-9), name
+            assert found[name]["writing_seconds"] == row["writing_seconds"]
+            assert (row["writing_seconds"] is None) == ("recent" in name)
+    for name, against in llm_rows.SAMPLED_PAIRS:
+        quoted, again = (
+            next(entry["auc"] for entry in one[name]["paired"] if entry["against"] == against)
+            for one in (rows, found)
+        )
+        assert again == pytest.approx(quoted, abs=1e-9)
+        line = next(line for line in said.splitlines() if line.startswith(f"{name} - {against} "))
+        assert difference_text(quoted) in line
 
 
 def test_the_model_that_learnt_the_leak():
