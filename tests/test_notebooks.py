@@ -287,3 +287,11 @@ def test_the_loss_curve_redraws_itself_and_can_stop_once(monkeypatch):
     assert len(shown) == 4
     assert len({image.data for image in shown}) == 4
     assert all(image.data.startswith(b"\x89PNG") for image in shown)
+
+
+def test_a_progress_that_stops_counts_over_several_lists_and_stops_once():
+    stop, seen = notebook.StopAfter(3), []
+    seen += stop([1, 2], 0, 2)
+    with pytest.raises(KeyboardInterrupt):
+        seen.extend(stop([3, 4], 0, 2))
+    assert seen == [1, 2, 3]

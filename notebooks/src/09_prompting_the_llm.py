@@ -1,0 +1,297 @@
+# %% [markdown]
+# # 09 Prompting the LLM
+#
+# - **Reads**: `data/sample` (synthetic MIND), `models/smollm2-135m`
+# - **Writes**: `runs/notebook_09`: a run folder for each prompt; `runs/written`: the lists that the model wrote, once
+# - **Time on the sample**: about ten minutes. **Hardware**: two CPU cores
+# - **Previous**: [08 LLM tokens and a ranker](08_llm_tokens_and_a_ranker.ipynb). **Next**:
+#   [10 BERT classifier](10_bert_classifier.ipynb)
+#
+# You will be able to
+# 1. ask a language model for a ranking in six ways, none of which trains anything, and put them into one table;
+# 2. find out whether it reads the history, or a candidate's place;
+# 3. use any model behind an OpenAI-compatible server, and survive whatever it answers.
+
+# %%
+from dataclasses import replace
+from pathlib import Path
+
+import matplotlib.pyplot as plt
+import numpy as np
+import pandas as pd
+from IPython.display import display
+
+from mindlab import alpaca, probes, protocols
+from mindlab import report as reporting
+from mindlab.compare import Request as Classic
+from mindlab.compare import compare
+from mindlab.llm.lists import ask_lists, read_list
+from mindlab.llm.predict import Request, make_scorer, predict
+from mindlab.llm.server import ServerWriter, serve_factory
+from mindlab.mind import read_mind
+from mindlab.notebook import bar, setup
+from mindlab.prompts import InContext, JsonList, ListParts, Listwise, Pointwise, PointwiseParts, Recency
+
+# %% tags=["parameters"]
+data = "data/sample"
+model = "models/smollm2-135m"
+template = "smollm2"
+seed = 42
+n_test = 30
+n_lists = 4
+n_server = 1
+orders = 3
+out = "runs/notebook_09"
+
+# %%
+setup(data, seed)
+plt.rcParams.update({"figure.figsize": (7, 3), "figure.dpi": 80, "figure.constrained_layout.use": True})
+mind = read_mind(data)
+splits = protocols.dev_splits(mind)
+test = splits["test"].take(protocols.limit(len(splits["test"]), n_test, seed))
+titles = alpaca.neutral_titles(mind.news)
+
+# %% [markdown]
+# ## 1 How can one ask?
+#
+# The model is not trained, so the prompt is all there is. `pointwise` asks about one candidate and compares the probabilities of Yes and
+# No. `recency` names the latest click once more, because models tend to overlook the order of a history. `in_context` turns the latest clicks into
+# answered examples. They can only be examples of Yes: a history tells what was clicked, not what was passed over.
+
+# %%
+i = int(np.argmax(np.diff(test.history_offsets)[test.history]))
+history, candidates = titles[test.reader_history(i)][-4:].tolist(), titles[test.candidates(i)].tolist()
+asked = PointwiseParts(history, candidates[0], False)
+for form in (Pointwise(), Recency(), InContext()):
+    print(f"--- {form.name}", form.record(asked)["input"], sep="\n")
+assert all(
+    form.record(asked)["input"].count(candidates[0]) == 1 for form in (Pointwise(), Recency(), InContext())
+)
+
+# %% [markdown]
+# `listwise` shows all candidates at once, each behind a letter. The answer is one letter, and one forward pass gives the
+# probability of all of them. `json_list` lets the model write: JSON with `title`, `like` and `explanation` of each candidate.
+
+# %%
+shown = ListParts(history, candidates[:4])
+for form in (Listwise(), JsonList()):
+    print(f"--- {form.name}", form.record(shown)["input"], sep="\n")
+assert "\nD. " in Listwise().record(shown)["input"]
+
+# %% [markdown]
+# ## 2 Which prompt ranks best?
+#
+# The same impressions for all. A list is scored in several orders and the scores are averaged, **bootstrapping** in the words of the paper below: what a
+# letter gets for its place then weighs less. `listwise-one-order` is the same without it. Popularity and MiniLM cost next to nothing, and stand beside them.
+
+# %%
+base = Request(data, "dev", "pointwise", model, template, limit=n_test, seed=seed, cutoff_len=1024)
+asks = {
+    f"smollm2-{form}": replace(base, format=form)
+    for form in ("pointwise", "next_click", "recency", "in_context")
+}
+lists = replace(base, format="listwise", history_length=8)
+asks |= {
+    "smollm2-listwise-one-order": replace(lists, orders=1),
+    "smollm2-listwise": replace(lists, orders=orders),
+}
+runs = compare(Classic(data, limit=n_test, seed=seed), ["random", "popularity", "minilm"], Path(out))
+runs += [predict(asked, Path(out) / name, bar) for name, asked in asks.items()]
+
+# %%
+pairs = [(name, "smollm2-pointwise") for name in asks if name != "smollm2-pointwise"]
+pairs += [("smollm2-listwise", "smollm2-listwise-one-order")]
+context = {"title": "Prompting the LLM", "data": data, "synthetic": True}
+board = reporting.leaderboard(runs, pairs=pairs, context=context)
+print(reporting.as_text(board))
+print(reporting.write_leaderboard(Path(out), board))
+
+# %% [markdown]
+# Read the pairs. An interval that includes zero means that this clever prompt was not shown to be better than the plain one. A model
+# this small mostly says Yes or No for reasons of its own, and no wording mends that; with a larger one the same cells may tell another story.
+
+# %%
+table = pd.DataFrame(board["rows"]).set_index("name")
+assert table["subset_sha"].nunique() == 1
+assert (table["auc_low"] < table["auc_high"]).all()
+assert {entry["against"] for entry in table.loc["smollm2-recency", "paired"]} >= {"smollm2-pointwise"}
+
+# %% [markdown]
+# ## 3 Does it look at the place?
+#
+# Probes change one thing that should not matter. First the order: the same lists backwards, scored again. A model that reads would move
+# nothing.
+
+# %%
+hidden = test.without_labels()
+backwards, places = probes.reverse_candidates(hidden)
+score, _ = make_scorer(replace(lists, orders=1), mind, np.unique(test.news))
+straight = np.concatenate([one.scores for one in score(hidden)])
+turned = np.concatenate([one.scores for one in score(backwards)])
+found = {"listwise": probes.moved(straight, turned[places], test)}
+print(f"another first place: {found['listwise']['first_place']:.2f} of the lists")
+print(f"rank agreement with itself: {found['listwise']['rank_agreement']:+.2f}")
+
+# %%
+place = np.arange(len(test.news)) - np.repeat(test.offsets[:-1], np.diff(test.offsets))
+letters = list(Listwise.letters[:12])
+means = {
+    name: [scores[place == k].mean() for k in range(12)]
+    for name, scores in (("as they are", straight), ("backwards", turned))
+}
+pd.DataFrame(means, index=letters).plot(marker="o", ylabel="mean score of the letter")
+plt.axhline(0, color="grey", linestyle="--")
+plt.show()
+assert np.isfinite(straight).all()
+assert straight.std() > 0, "the model says the same about every candidate"
+
+# %% [markdown]
+# Two curves of one shape, whatever stands behind the letters, are a liking for letters. Averaging over orders takes it out of the ranking, at the price of
+# reading everything again.
+
+# %% [markdown]
+# ## 4 Does it read the reader?
+#
+# The next two probes take the history: shuffled, and another reader's. If the quality does not fall when the history is a stranger's,
+# nothing personal was measured. `pointwise` asks about each candidate alone, so a list's order cannot reach it.
+
+# %%
+score, _ = make_scorer(base, mind, np.unique(test.news))
+rng = np.random.default_rng(seed)
+variants = {
+    "shuffled": probes.shuffle_histories(hidden, rng),
+    "another reader's": probes.swap_histories(hidden, rng),
+}
+own = np.concatenate([one.scores for one in score(hidden)])
+for name, changed in variants.items():
+    scores = np.concatenate([one.scores for one in score(changed)])
+    found[f"history {name}"] = probes.moved(own, scores, test)
+
+# %%
+for name, moved in found.items():
+    gain = moved["auc_difference"]
+    print(f"{name}: AUC {moved['auc'].mean:.3f} -> {moved['auc_changed'].mean:.3f}")
+    print(f"    before minus after {gain.mean:+.3f} [{gain.low:+.3f}, {gain.high:+.3f}]")
+    print(
+        f"    another first place in {moved['first_place']:.2f}, rank agreement {moved['rank_agreement']:+.2f}"
+    )
+assert found["history shuffled"]["rank_agreement"] > found["history another reader's"]["rank_agreement"]
+assert found["history another reader's"]["auc_difference"].n == len(test)
+
+# %% [markdown]
+# The last probe: does it like what everyone likes? The rank correlation of its scores with the clicks of the training days.
+
+# %%
+train = splits["train"]
+clicks = np.bincount(train.news[train.labels == 1], minlength=len(mind.news))
+for name, scores in (("pointwise", own), ("listwise", straight)):
+    liking = probes.popularity_agreement(scores, test, clicks)
+    print(f"{name}: {liking.mean:+.3f} [{liking.low:+.3f}, {liking.high:+.3f}]")
+assert clicks.sum() == train.labels.sum()
+
+# %% [markdown]
+# ## 5 May it write?
+#
+# What a model writes has to be read by a program. Every candidate is accounted for: liked, not liked, or not answered, which ranks last.
+# What is wrong with an answer is counted and stops nothing. Once free, once held to the JSON schema.
+
+# %%
+free = replace(base, format="json_list", history_length=8, limit=n_lists)
+written = {
+    "free": predict(free, Path(out) / "smollm2-json_list", bar),
+    "held to the schema": predict(
+        replace(free, constrained=True), Path(out) / "smollm2-json_list-constrained", bar
+    ),
+}
+few = reporting.leaderboard([*written.values()], context=context)
+faults = {name: few["manifests"][run.name]["texts_written"]["lists"] for name, run in written.items()}
+display(pd.DataFrame(faults).fillna(0).round(0).astype(int))
+
+# %%
+print(reporting.as_text(few))
+assert faults["held to the schema"]["usable"] >= faults["free"]["usable"]
+assert all(cost["answers"] >= n_lists for cost in faults.values())
+
+# %% [markdown]
+# The schema keeps the form and nothing else: a title it was not asked about is valid JSON too. A larger model can also be let think before it
+# answers (`--thinking`): it reasons in prose, and only its last list counts.
+
+# %%
+thought = 'The reader follows weather. [maybe one] So:\n[{"title": "A storm", "like": true, "explanation": "weather"}]'
+for text in ("", "I like them all!", '[{"title": "A storm", "like": tr', thought):
+    print(read_list(text, ["A storm", "A game"], thinking=True))
+assert read_list(thought, ["A storm"], thinking=True).fault is None
+assert JsonList(thinking=True).record(shown)["input"] != JsonList().record(shown)["input"]
+
+# %% [markdown]
+# ## 6 What if the model is elsewhere?
+#
+# `--base-url` asks any server that speaks OpenAI's protocol: vLLM, Ollama, a hosted one. LLaMA-Factory has one too. Here it starts for the
+# time of a block, listens on this machine alone, and asks for a key that nobody types or reads.
+
+# %%
+overrides = {
+    "model_name_or_path": model,
+    "template": template,
+    "adapter_name_or_path": None,
+    "infer_dtype": "float32",
+}
+some = test.take(np.argsort(np.diff(test.offsets), kind="stable")[:n_server]).without_labels()
+with serve_factory("configs/news_inference.yaml", overrides) as server:
+    writer = ServerWriter(server.base_url, server.model, max_new_tokens=160, key=server.key)
+    served = ask_lists(some, titles, JsonList(), writer, history_length=8)
+print(served.cost)
+assert served.cost["answers"] >= n_server
+assert [len(one) for one in served.scores] == np.diff(some.offsets).tolist()
+
+# %% [markdown]
+# ## Exercises
+#
+# **1 Predict.** The prompt of `pointwise` with half the history. Does the ranking get worse?
+
+# %% tags=["solution"]
+run = predict(replace(base, history_length=4), Path(out) / "smollm2-pointwise-4", bar)
+both = reporting.leaderboard([*runs, run], pairs=[(run.name, "smollm2-pointwise")])
+rows = {row["name"]: row for row in both["rows"]}
+gain = next(e for e in rows[run.name]["paired"] if e["against"] == "smollm2-pointwise")
+print(reporting.difference_text(gain["auc"]), reporting.verdict(gain["auc"]))
+assert gain["auc"]["low"] <= gain["auc"]["high"]
+
+# %% [markdown]
+# **2 Change.** How much of the places is left after averaging over an order and its reverse?
+
+# %% tags=["solution"]
+mean = (straight + turned[places]) / 2
+agreement = probes.rank_correlations(mean, -place.astype(float), test.offsets)
+alone = probes.rank_correlations(straight, -place.astype(float), test.offsets)
+print(
+    f"liking for the top of the list: {np.nanmean(alone):+.3f} in one order, {np.nanmean(agreement):+.3f} in two"
+)
+assert abs(np.nanmean(agreement)) < abs(np.nanmean(alone))
+
+# %% [markdown]
+# **3 Build.** A probe of your own: the candidates' titles in capitals. Assert that the news and labels are the same as before.
+
+# %% tags=["solution"]
+loud = replace(
+    mind, news=replace(mind.news, title=np.array([t.upper() for t in mind.news.title], dtype=object))
+)
+score, _ = make_scorer(base, loud, np.unique(test.news))
+shouted = np.concatenate([one.scores for one in score(hidden)])
+result = probes.moved(own, shouted, test)
+print(f"rank agreement {result['rank_agreement']:+.2f}, another first place in {result['first_place']:.2f}")
+assert len(shouted) == len(test.news)
+
+# %% [markdown]
+# ## What you made
+
+# %%
+made = [*sorted(Path(out).rglob("predictions.parquet")), Path(out) / "report.html"]
+sizes = [path.stat().st_size for path in made]
+display(pd.DataFrame({"file": [path.as_posix() for path in made], "bytes": sizes}))
+
+# %% [markdown]
+# With a GPU, MIND and a larger model: `python scripts/predict.py --data data/raw/MINDsmall --protocol dev --format listwise --model
+# zai-org/glm-4-9b-chat-hf --out runs/glm4-listwise`, or a server with `--format json_list --thinking --base-url` (not yet run).
+# The prompts and the probes: Hou et al., [Large Language Models are Zero-Shot Rankers](https://arxiv.org/abs/2305.08845); asking
+# pointwise, pairwise and listwise: Dai et al., [Uncovering ChatGPT's Capabilities](https://arxiv.org/abs/2305.02182).
