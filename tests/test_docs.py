@@ -22,8 +22,9 @@ from tests.conftest import ROOT
 
 DOCS = (
     *("README.md", "README_zh.md", "data/README.md", "configs/README.md"),
-    *("docs/distributed.md", "docs/leaderboard.md", "docs/performance.md", "docs/planning.md"),
-    *("docs/recipe.md", "docs/teaching.md", "docs/troubleshooting.md"),
+    *("docs/distributed.md", "docs/leaderboard.md", "docs/licences.md", "docs/performance.md"),
+    *("docs/planning.md", "docs/recipe.md", "docs/reliability.md"),
+    *("docs/teaching.md", "docs/troubleshooting.md"),
 )
 SHELL = re.compile(r"^(?:python |llamafactory-cli |pytest |make )")
 
@@ -102,7 +103,8 @@ def wrong_command(line):
         return "" if all("=" in word for word in overrides) else f"not key=value: {overrides}"
     words = words[1:]
     if words[0] == "-m":
-        path = ROOT / (words[1].replace(".", "/") + ".py")
+        name = words[1].replace(".", "/")
+        path = ROOT / (f"{name}/__main__.py" if (ROOT / name).is_dir() else f"{name}.py")
         words = words[1:]
     else:
         path = ROOT / words[0]
@@ -275,6 +277,7 @@ def test_the_gates_can_fail():
     assert wrong_command("python scripts/predict.py --no-such-flag x")
     assert wrong_command("python scripts/build_dataset.py --data data/sample")  # required ones are missing
     assert wrong_command("python -m mindlab.statistics")
+    assert wrong_command("python -m tests.chaos --no-such-flag")
     assert wrong_command("make coffee")
     assert wrong_command("pytest tests/test_nothing.py")
     assert wrong_command("llamafactory-cli train configs/nothing.yaml")
