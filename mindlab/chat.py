@@ -33,9 +33,9 @@ def record_prompt(record: Mapping[str, str]) -> str:
 def check_model(model: str | Path, root: str | Path = ".") -> None:
     """Raise `UserError` unless `model` is a folder, seen from `root`, or may be a hub id such as zai-org/GLM-4-9B-0414."""
     path = Path(root) / model
-    if not path.is_dir() and (
-        Path(model).is_absolute() or str(model).count("/") != 1 or path.parent.is_dir()
-    ):
+    # models/ is this project's own folder, which a fresh clone lacks.
+    is_local = Path(model).is_absolute() or str(model).count("/") != 1 or Path(model).parts[0] == "models"
+    if not path.is_dir() and (is_local or path.parent.is_dir()):
         raise UserError(f"{model}: no such model folder; make it with scripts/get_model.py")
 
 

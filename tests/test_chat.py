@@ -230,3 +230,13 @@ def test_a_hostile_title_adds_no_control_token_to_a_prompt(glm4, smollm2_chat, t
             for shown in ("Storm", neutralise(title))
         ]
         assert turns[0] == turns[1] != []
+
+
+def test_a_model_that_was_not_made_yet_is_not_looked_for_on_the_hub(tmp_path):
+    """A fresh clone has no models/."""
+    for name in ("models/smollm2-135m", "elsewhere", str(tmp_path / "none/none")):
+        with pytest.raises(UserError, match=r"no such model folder; make it with scripts/get_model\.py"):
+            chat.check_model(name, tmp_path)
+    chat.check_model("zai-org/glm-4-9b-chat-hf", tmp_path)
+    (tmp_path / "models/smollm2-135m").mkdir(parents=True)
+    chat.check_model("models/smollm2-135m", tmp_path)

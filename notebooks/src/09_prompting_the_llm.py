@@ -59,7 +59,10 @@ titles = alpaca.neutral_titles(mind.news)
 # answered examples. They can only be examples of Yes: a history tells what was clicked, not what was passed over.
 
 # %%
-i = int(np.argmax(np.diff(test.history_offsets)[test.history]))
+clicks_before = np.diff(test.history_offsets)[test.history]
+i = int(
+    np.argmax(np.where(np.diff(test.offsets) >= 4, clicks_before, -1))
+)  # four candidates at least, to list them
 history, candidates = titles[test.reader_history(i)][-4:].tolist(), titles[test.candidates(i)].tolist()
 asked = PointwiseParts(history, candidates[0], False)
 for form in (Pointwise(), Recency(), InContext()):
