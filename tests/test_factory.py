@@ -237,6 +237,21 @@ def test_a_failed_run_ends_with_the_last_words_of_llamafactory(tmp_path, monkeyp
         factory.train(YAML, overrides, root=ROOT)
 
 
+def test_a_token_that_the_trainer_prints_stays_in_no_file_of_the_run(tmp_path, monkeypatch):
+    token = "Zm9vYmFyMTIzNDU2Nzg5"  # looks like nothing: only the variable's name tells
+    monkeypatch.setenv("HF_TOKEN", token)
+    say = "import os; print('Authorization: Bearer', os.environ['HF_TOKEN'], flush=True); "
+    overrides = fake(tmp_path, monkeypatch, say + "raise SystemExit(3)")
+    with pytest.raises(UserError) as failed:
+        factory.train(YAML, overrides, root=ROOT)
+    out = Path(overrides["output_dir"])
+    assert "Bearer [secret]" in (out / factory.OUTPUT).read_text(encoding="utf-8")
+    assert token not in str(failed.value)
+    files = [path for path in out.rglob("*") if path.is_file()]
+    assert len(files) >= 2
+    assert not [path for path in files if token.encode() in path.read_bytes()]
+
+
 def test_missing_data_is_named_before_anything_starts(tmp_path):
     data = make_data(tmp_path / "data", RECORDS[0])
     (data / "processed" / "mind_train.json").unlink()
