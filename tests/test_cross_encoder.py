@@ -249,6 +249,18 @@ class TestGoingOn:
         for name, values in weights(whole).items():
             assert np.array_equal(values, weights(model)[name]), name
 
+    def test_a_second_training_in_one_folder_is_refused(self, tiny_bert, tmp_path):
+        refused = []
+
+        def meanwhile(row):
+            if not refused:
+                with pytest.raises(UserError, match="is writing here") as error:
+                    self.run(tiny_bert, tmp_path)
+                refused.append(error)
+
+        self.run(tiny_bert, tmp_path, meanwhile)
+        assert refused
+
     def test_what_is_trained_is_read(self, tiny_bert, tmp_path):
         first = self.run(tiny_bert, tmp_path)
         assert not list(tmp_path.rglob("checkpoint-*"))

@@ -6,7 +6,8 @@ then there must be what one unbroken run leaves: the same bytes, for predictions
 excepted. A fault that the process survives must end in one line and exit code 2. The table says what was tried.
 
 Examples:
-  python -m tests.chaos                       (all faults at all points, 50 kills a stage: some 20 minutes)
+  python -m tests.chaos --update docs/reliability.md
+                                              (all faults at all points, 50 kills a stage: some 20 minutes)
   python -m tests.chaos --quick               (what the tests run: a fourth of the points, and no training)
   python -m tests.chaos --stages score,report --kills 200
 """
@@ -29,7 +30,7 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindlab import cli
+from mindlab import cli, kept
 from mindlab.errors import UserError
 from mindlab.files import write_json
 from tests.chaos import stages
@@ -39,6 +40,7 @@ from tests.chaos.stages import STAGES, UNREADABLE, Stage
 LONGEST = 120  # seconds a run may take
 INFO = "dataset_info.json"
 EVERY = 4  # points, of which a quick run takes one
+MARK = Path("chaos")  # of the table in docs/reliability.md
 QUICK = ("build", "score", "caches", "report", "compare")
 
 
@@ -234,7 +236,10 @@ def main() -> int:
     parser.add_argument(
         "--json", type=Path, help="also write what was tried, and every difference, to this file"
     )
+    parser.add_argument("--update", type=Path, metavar="FILE", help="also put the table between FILE's marks")
     args = parser.parse_args()
+    if args.update:
+        kept.around(args.update, MARK)
     names = args.stages.split(",") if args.stages else QUICK if args.quick else tuple(STAGES)
     if unknown := set(names) - set(STAGES):
         raise UserError(f"no stage {', '.join(sorted(unknown))}; expected some of {', '.join(STAGES)}")
@@ -266,6 +271,8 @@ def main() -> int:
             if args.json:
                 write_json(args.json, [vars(tally) for tally in tallies])
     print(table(tallies))
+    if args.update:
+        kept.put(args.update, MARK, table(tallies))
     return int(any(tally.differences for tally in tallies))
 
 
