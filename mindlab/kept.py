@@ -67,6 +67,11 @@ def around(file: Path, folder: Path) -> tuple[str, str]:
 
 
 def update(file: Path, folder: Path, table: str) -> None:
-    """Replace what stands between a Markdown file's marks of `folder`."""
-    head, tail = around(file, folder)
-    write_text(file, f"{head}```\n{table.strip()}\n```\n{tail}")
+    """Replace what stands between a Markdown file's marks of `folder` by a table of plain text."""
+    put(file, folder, f"```\n{table.strip()}\n```")
+
+
+def put(file: Path, mark: Path, text: str) -> None:
+    """Replace what stands between a Markdown file's marks of that name."""
+    head, tail = around(file, mark)
+    write_text(file, f"{head}{text.strip()}\n{tail}")

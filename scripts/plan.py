@@ -23,7 +23,6 @@ from mindlab import cli, factory, kept
 from mindlab import plan as planning
 from mindlab import plan_report as text
 from mindlab.errors import UserError
-from mindlab.files import write_text
 from mindlab.mind import read_mind
 from mindlab.published import GPUS, MIND, MindSize
 
@@ -87,8 +86,7 @@ def main() -> None:
     print(json.dumps(plan, indent=1) if args.json else "\n\n".join(parts.values()))
     if args.update:
         for name, part in parts.items():
-            head, tail = kept.around(args.update, Path(name))
-            write_text(args.update, f"{head}{part}\n{tail}")
+            kept.put(args.update, Path(name), part)
         print(args.update)
 
 

@@ -15,7 +15,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
+from mindlab import kept
 from tests.fuzz import harness
+
+MARKS = (Path("fuzz"), Path("huge"))  # of the tables in docs/reliability.md
 
 
 def main() -> int:
@@ -30,6 +33,12 @@ def main() -> int:
     parser.add_argument("--no-huge", action="store_true", help="leave out the files of up to 500 MB")
     parser.add_argument("--show", nargs=3, metavar=("TARGET", "SEED", "NUMBER"))
     parser.add_argument("--keep", type=Path, help="with --show: a folder that gets the files")
+    parser.add_argument(
+        "--update",
+        type=Path,
+        metavar="FILE",
+        help="also put the tables between FILE's marks, such as docs/reliability.md",
+    )
     parser.add_argument("--worker", action="store_true", help=argparse.SUPPRESS)
     args = parser.parse_args()
     if args.worker:
@@ -42,10 +51,14 @@ def main() -> int:
 
     if args.show:
         return show(args.show[0], int(args.show[1]), int(args.show[2]), args.keep)
+    marks = MARKS[: 1 if args.no_huge else 2]
+    for mark in marks if args.update else ():
+        kept.around(args.update, mark)
     names = args.only.split(",") if args.only else list(TARGETS)
     with tqdm(total=args.n, unit=" files", file=sys.stderr, mininterval=5) as bar:
         tallies = harness.fuzz(args.n, args.seed, names, args.jobs, bar.update)
-    print(harness.table(tallies))
+    tables = [harness.table(tallies)]
+    print(tables[0])
     for name, tally in tallies.items():
         for bad in tally.bad[:40]:
             print(f"\n{bad['kind']}: --show {name} {args.seed} {bad['number']}\n{bad['said']}")
@@ -55,9 +68,12 @@ def main() -> int:
         for one in tqdm(huge.run_all(), total=len(huge.CASES), unit=" huge files", file=sys.stderr):
             found.append(one)
             is_bad |= not one.is_good
-        print(f"\n{huge.table(found)}")
+        tables.append(huge.table(found))
+        print(f"\n{tables[1]}")
         for one in found:
             print(f"\n{'refused' if one.is_good else 'BAD'}: {one.name}\n{one.said}")
+    for mark, table in zip(marks if args.update else (), tables, strict=False):
+        kept.put(args.update, mark, table)
     return int(is_bad)
 
 
