@@ -1,16 +1,16 @@
 """Prompt formats: one small class each, which turns titles into an Alpaca record.
 
-A record is ``{"system", "instruction", "input", "output"}``, all strings. A format also says how it
-gets shorter: `record(parts, dropped)` leaves out `dropped` titles, those that matter least first, so
-that the builder can make a prompt fit a token budget without cutting the question off. `history_length`
-is how many of a reader's latest titles it shows unless told otherwise.
+A record is ``{"system", "instruction", "input", "output"}``, all strings; in front of a writer (`mindlab.llm.writing`)
+it may also have a ``"schema"`` for its answer. A format also says how it gets shorter: `record(parts, dropped)` leaves
+out `dropped` titles, those that matter least first, so that the builder can make a prompt fit a token budget without
+cutting the question off. `history_length` is how many of a reader's latest titles it shows unless told otherwise.
 Titles come in already neutralised (`mindlab.special_tokens`).
 """
 
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
-Record = dict[str, str]
+Record = dict[str, Any]
 
 
 def yes_no(is_click: bool) -> str:
@@ -315,11 +315,15 @@ class JsonList:
         record = _question(self.text, history=history, candidates=candidates, n=n)
         return {**record, "input": record["input"] + self.text["thinking"] * self.thinking}
 
-    @classmethod
-    def schema_to_write(cls) -> dict[str, Any]:
-        """Return the JSON schema that holds a model to the form: texts of bounded length, a bounded list."""
-        item = object_schema(title=words_schema(160), like={"type": "boolean"}, explanation=words_schema(80))
-        return {"type": "array", "items": item, "minItems": 1, "maxItems": cls.most}
+    @staticmethod
+    def schema_of(candidates: list[str]) -> dict[str, Any]:
+        """Return the JSON schema that holds a model to these candidates: their titles in order, short explanations."""
+        items = [
+            object_schema(title={"const": title}, like={"type": "boolean"}, explanation=words_schema(80))
+            for title in candidates
+        ]
+        n = len(items)
+        return {"type": "array", "prefixItems": items, "items": False, "minItems": n, "maxItems": n}
 
 
 @dataclass(frozen=True)

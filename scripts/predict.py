@@ -80,7 +80,9 @@ def main() -> None:
         "--thinking", action="store_true", help="json_list: the model reasons first, for larger models"
     )
     parser.add_argument(
-        "--constrained", action="store_true", help="json_list: the model here is held to the JSON schema"
+        "--constrained",
+        action="store_true",
+        help="json_list: the model here is held to a JSON list of just these candidates",
     )
     parser.add_argument(
         "--base-url",

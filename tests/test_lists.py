@@ -16,7 +16,7 @@ from mindlab.llm.lists import (
     ask_lists,
     read_list,
 )
-from mindlab.llm.writing import EMPTY, NO_JSON, TEXT_AROUND, WRONG_FORM
+from mindlab.llm.writing import EMPTY, NO_JSON, TEXT_AROUND, WRONG_FORM, HFWriter
 from mindlab.prompts import JsonList
 from tests.handmade import make_impressions
 
@@ -216,3 +216,24 @@ def test_a_kill_half_way_costs_no_answer(impressions, tmp_path):
     assert files[0] == files[1]
     assert all(map(np.array_equal, whole.scores, again.scores))
     assert whole.explanations == again.explanations
+
+
+@pytest.mark.parametrize("kind", ["tiny_glm", "smollm2"])
+def test_held_to_its_candidates_any_model_answers_all_of_them(impressions, request, tmp_path, kind):
+    """Random weights too."""
+    model, template = request.getfixturevalue(kind), {"tiny_glm": "glm4", "smollm2": "smollm2"}[kind]
+    titles = np.array([f'{name} – "é"' for name in NEWS], dtype=object)
+    some = impressions.take(np.array([1, 4]))
+    writer = HFWriter(model, template, max_new_tokens=600, dtype="float32")
+    how = {"history_length": 2, "cache": tmp_path}
+    held = ask_lists(some, titles, FORM, writer, is_constrained=True, **how)
+    assert {name: n for name, n in held.cost.items() if " " in name} == {}, (
+        "faults have spaces in their names"
+    )
+    assert (held.cost["answers"], held.cost["usable"]) == (2, 2)
+    assert all(set(scores) <= {LIKED, NOT_LIKED} for scores in held.scores)
+    assert all(len(text) >= 2 for said in held.explanations for text in said)
+    if kind == "tiny_glm":  # the other writes on and on
+        free = ask_lists(some, titles, FORM, writer, **how)
+        assert len(list(tmp_path.glob("*.jsonl"))) == 2, "the schema is part of the question"
+        assert any((scores == UNANSWERED).any() for scores in free.scores)

@@ -10,7 +10,7 @@ from mindlab.chat import record_prompt
 from mindlab.errors import UserError
 from mindlab.llm import writing
 from mindlab.llm.writing import Answer, HFWriter, count_faults, read_json, write_texts
-from mindlab.prompts import NewsTokens
+from mindlab.prompts import NewsTokens, object_schema
 
 TITLES = [
     "Tigers win",
@@ -193,6 +193,14 @@ class TestHFWriter:
         held = HFWriter(model, template, WORDS, max_new_tokens=48).write(records)
         assert [read_json(text, WORDS).fault for text in held] == [None] * 4
         assert all(" " not in text for text in held), "white space is tokens"
+
+    def test_each_record_may_have_a_schema_of_its_own(self, smollm2):
+        free, *held = [record("Name a colour.") for _ in range(3)]
+        for one, word in zip(held, ("blue", 'dark "red"'), strict=True):
+            one["schema"] = object_schema(colour={"const": word})
+        found = HFWriter(smollm2, "smollm2", max_new_tokens=24).write([free, *held])
+        assert found[1:] == ['{"colour":"blue"}', '{"colour":"dark \\"red\\""}']
+        assert found[0] == HFWriter(smollm2, "smollm2", max_new_tokens=24).write([free])[0] != ""
 
     def test_an_answer_that_was_cut_off_is_counted(self, tiny_glm, tmp_path):
         writer = HFWriter(tiny_glm, "glm4", WORDS, max_new_tokens=3)

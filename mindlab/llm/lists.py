@@ -40,12 +40,12 @@ class Lists:
 
 def writer_of(request: Request) -> Writer:
     """Return what writes the answers of a request: its server, or its model here."""
-    most = JsonList.most * TOKENS_EACH + THOUGHTS * request.thinking
+    # What is held to a schema ends by itself: room costs it nothing.
+    most = JsonList.most * TOKENS_EACH * (1 + request.constrained) + THOUGHTS * request.thinking
     if request.base_url:
         return ServerWriter(request.base_url, request.model, most)
-    schema = JsonList.schema_to_write() if request.constrained else None
     return HFWriter(
-        request.model, request.template, schema, most, request.adapter, AT_ONCE, dtype=request.dtype
+        request.model, request.template, None, most, request.adapter, AT_ONCE, dtype=request.dtype
     )
 
 
@@ -103,13 +103,15 @@ def ask_lists(
     *,
     history_length: int,
     budget: Budget | None = None,
+    is_constrained: bool = False,
     cache: Path | None = None,
     progress: Progress | None = None,
 ) -> Lists:
     """Have `writer` answer about all candidates of all impressions, at most `form.most` at once; (n_impressions,) of each.
 
     `titles` are those of the catalogue, neutralised. The oldest titles of a history go until a prompt fits `budget`.
-    The answers are kept in `cache` (`write_texts`), so that a run that is interrupted goes on.
+    With `is_constrained` an answer is held to all of its candidates, in their order, and nothing else. The answers are
+    kept in `cache` (`write_texts`), so that a run that is interrupted goes on.
     """
     asked: list[tuple[int, np.ndarray, list[str]]] = []  # impression, places of its candidates, their titles
     records = []
@@ -120,8 +122,11 @@ def ask_lists(
         for part in np.array_split(np.arange(len(candidates)), -(-len(candidates) // form.most)):
             parts = ListParts(history, candidates[part].tolist())
             asked.append((i, part, parts.candidates))
-            records.append(
+            record = (
                 form.record(parts) if budget is None else fit_budget(form, parts, 0, budget, Shortening())
+            )
+            records.append(
+                {**record, "schema": form.schema_of(parts.candidates)} if is_constrained else record
             )
     found = write_texts(records, writer, "lists", cache, progress)
     scores = [np.full(len(impressions.candidates(i)), UNANSWERED) for i in range(len(impressions))]

@@ -84,7 +84,7 @@ class Request:
     summary: str = "recent"  # format summary: how the base model wrote them (`mindlab.prompts.Summary.ways`)
     orders: int | None = None  # format listwise: of the candidates, whose scores are averaged; None: ORDERS
     thinking: bool = False  # format json_list: the model reasons before it answers
-    constrained: bool = False  # format json_list: held to the JSON schema
+    constrained: bool = False  # format json_list: held to a JSON schema of the candidates
     base_url: str | None = (
         None  # format json_list: an OpenAI-compatible server, which knows the model by its name
     )
@@ -450,7 +450,13 @@ def _lists(request: Request, asked: Impressions, titles: np.ndarray) -> Any:
         budget = Budget(chat.count, chat.estimate, request.cutoff_len)
     form = JsonList(request.language, request.thinking)
     return ask_lists(
-        asked, titles, form, writer_of(request), history_length=request.history_length, budget=budget
+        asked,
+        titles,
+        form,
+        writer_of(request),
+        history_length=request.history_length,
+        budget=budget,
+        is_constrained=request.constrained,
     )
 
 

@@ -12,6 +12,7 @@ import time
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -45,9 +46,9 @@ class Writer(Protocol):
 
 
 class HFWriter:
-    """Greedy answers of a Hugging Face causal language model, held to a JSON schema if there is one.
+    """Greedy answers of a Hugging Face causal language model, each held to a JSON schema: `schema`, or its record's own.
 
-    What the prompts of a batch have in common is read once. The schema is kept by llguidance, which lets through only
+    Without a schema it is free. What the prompts of a batch have in common is read once. The schema is kept by llguidance, which lets through only
     tokens that can still lead to a valid document; an answer cut off at `max_new_tokens` is none.
     """
 
@@ -68,6 +69,7 @@ class HFWriter:
         self._dtype = dtype
         self.tokens_read = self.tokens_written = 0
         self._engine: Any = None
+        self._guidance: Any = None
 
     @property
     def dtype(self) -> str:
@@ -108,9 +110,11 @@ class HFWriter:
             self._chat.prompt_ids(r["system"], record_prompt(r)) + self._head(r["system"]) for r in asked
         ]
         n = n_shared([probe, *prompts])
-        limit = (
-            _Constraint(self._grammar, self._stop, len(prompts), self._n_vocabulary) if self.schema else None
-        )
+        schemas = [record.get("schema", self.schema) for record in records]
+        limit = None
+        if any(schemas):
+            grammars = [_grammar(json.dumps(schema)) if schema else None for schema in schemas]
+            limit = _Constraint(self._words(), grammars, self._stop, self._n_vocabulary)
         answers = self._engine.write(prompts, n, self._stop, self.max_new_tokens, limit)
         self.tokens_read += n + sum(len(p) - n for p in prompts)
         self.tokens_written += sum(map(len, answers))
@@ -133,37 +137,48 @@ class HFWriter:
         engine = HFEngine(self.model_path, self.adapter, dtype=dtype, device=self.device)
         # A model may have more rows than its tokenizer has words.
         self._n_vocabulary = engine.model.config.vocab_size
-        self._grammar = _grammar(self.schema, self._chat.tokenizer, self._stop) if self.schema else None
         self._engine = engine
 
+    def _words(self) -> Any:
+        """Return the tokenizer as llguidance knows it, made once."""
+        if self._guidance is None:
+            import llguidance.hf
 
-def _grammar(schema: Mapping[str, Any], tokenizer: Any, stop: list[int]) -> tuple[Any, str]:
-    """Return llguidance's tokenizer and grammar of a schema."""
-    import llguidance
-    import llguidance.hf
+            self._guidance = llguidance.hf.from_tokenizer(self._chat.tokenizer, eos_token=self._stop)
+        return self._guidance
+
+
+@lru_cache(maxsize=256)  # a schema of all records is read once
+def _grammar(schema: str) -> str:
+    """Return llguidance's grammar of a JSON schema."""
+    from llguidance import LLMatcher
 
     # Compact, as the examples in the prompts are: white space is tokens.
-    tight = {**schema, "x-guidance": {"whitespace_flexible": False}}
-    grammar = llguidance.LLMatcher.grammar_from_json_schema(tight)
-    if fault := llguidance.LLMatcher.validate_grammar(grammar):
+    tight = {**json.loads(schema), "x-guidance": {"whitespace_flexible": False}}
+    grammar = LLMatcher.grammar_from_json_schema(tight)
+    if fault := LLMatcher.validate_grammar(grammar):
         raise UserError(f"this JSON schema cannot be kept while writing: {fault}")
-    return llguidance.hf.from_tokenizer(tokenizer, eos_token=stop), grammar
+    return grammar
 
 
 class _Constraint:
-    """Tells of each text of a batch the tokens with which its document may go on."""
+    """Tells of each text of a batch the tokens with which its document may go on: any, where it has no schema."""
 
-    def __init__(self, grammar: tuple[Any, str], stop: list[int], n: int, n_vocabulary: int):
-        import llguidance
+    def __init__(self, words: Any, grammars: Sequence[str | None], stop: list[int], n_vocabulary: int):
+        """Take llguidance's tokenizer, and the grammar of each text."""
+        from llguidance import LLMatcher
 
         self._stop, self._n = stop, n_vocabulary
-        self._matchers = [llguidance.LLMatcher(*grammar) for _ in range(n)]
-        self._read = [0] * n
+        self._matchers = [grammar and LLMatcher(words, grammar) for grammar in grammars]
+        self._read = [0] * len(grammars)
 
     def __call__(self, rows: Sequence[int], texts: Sequence[Sequence[int]]) -> np.ndarray:
         allowed = np.zeros((len(rows), self._n), bool)
         for k, (row, ids) in enumerate(zip(rows, texts, strict=True)):
             matcher = self._matchers[row]
+            if matcher is None:
+                allowed[k] = True
+                continue
             if not matcher.is_stopped():
                 matcher.consume_tokens(ids[self._read[row] :])
                 self._read[row] = len(ids)
