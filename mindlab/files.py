@@ -70,7 +70,10 @@ def lock(folder: str | Path, name: str = LOCK) -> Iterator[int]:
 def _try_lock(path: Path) -> int | None:
     """Return the descriptor of a locked file, made if it is missing; None if another process holds it."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    try:
+        handle = os.open(path, os.O_RDWR | os.O_CREAT, 0o666)
+    except FileNotFoundError:  # the holder before has just removed the folder, which it had made
+        return None
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
         # The holder before may have removed the name since it was opened: then the lock is of nothing.

@@ -100,6 +100,19 @@ class TestLock:
             assert (tmp_path / LOCK).read_text() == str(os.getpid())
         assert list(tmp_path.iterdir()) == []
 
+    def test_a_folder_that_its_last_holder_removes_meanwhile_is_made_anew(self, tmp_path, monkeypatch):
+        opened, open_file = [], os.open
+
+        def late(path, *arguments):
+            opened.append(path)
+            if len(opened) == 1:
+                (tmp_path / "run").rmdir()
+            return open_file(path, *arguments)
+
+        monkeypatch.setattr(os, "open", late)
+        with lock(tmp_path / "run"):
+            assert (tmp_path / "run" / LOCK).exists()
+
     def test_what_a_dead_process_started_is_waited_for(self, tmp_path, monkeypatch):
         code = (
             "import subprocess, sys\nfrom mindlab.files import lock\n"

@@ -9,7 +9,7 @@ import torch
 
 from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.errors import UserError
-from mindlab.llm.hf import HFEngine, PackedLinear, Pass, _attend, fitting_tokens
+from mindlab.llm.hf import HFEngine, PackedLinear, Pass, _attend, fitting_tokens, has_bfloat16
 from mindlab.llm.score import ListwiseScorer, NextClickScorer, NextTopicScorer, YesNoScorer
 from mindlab.prompts import (
     ListParts,
@@ -507,7 +507,13 @@ def test_a_merged_adapter_scores_as_the_unmerged_one(models, engines, glm4_chat,
     assert merged.n_parameters == engines["glm"].n_parameters
 
 
-@pytest.mark.parametrize(("dtype", "most"), [(torch.bfloat16, 0.02), (torch.int8, 0.1)])
+needs_bfloat16 = pytest.mark.skipif(not has_bfloat16("cpu"), reason="this processor has no bfloat16 products")
+
+
+@pytest.mark.parametrize(
+    ("dtype", "most"),
+    [pytest.param(torch.bfloat16, 0.02, marks=needs_bfloat16), (torch.int8, 0.1)],
+)
 def test_shorter_weights_change_a_score_little(models, engines, dtype, most):
     rng = np.random.default_rng(7)
     prefix, lines = rng.integers(300, size=20).tolist(), rng.integers(300, size=(9, 8)).tolist()
@@ -527,6 +533,15 @@ def test_a_packed_layer_is_the_layer(bias):
     with torch.inference_mode():
         expected = layer(x)
         np.testing.assert_allclose(PackedLinear(layer, torch.float32)(x), expected, atol=1e-5)
+
+
+@needs_bfloat16
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_layer_packed_short_is_nearly_the_layer(bias):
+    layer = torch.nn.Linear(40, 24, bias=bias)
+    x = torch.randn(1, 7, 40)
+    with torch.inference_mode():
+        expected = layer(x)
         short = PackedLinear(layer, torch.bfloat16)(x)
     assert short.dtype == torch.float32
     assert 0 < float((short - expected).abs().max()) < 0.05

@@ -8,6 +8,7 @@ import sys
 import tempfile
 import threading
 import time
+from contextlib import suppress
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 
@@ -207,6 +208,17 @@ def test_recommendations_of_a_server_are_scored_whatever_it_says(server, tmp_pat
     assert server.asked == []  # what was answered is kept
 
 
+def processes(base_url):
+    """Return the children of this process that were started for that server; other tests may have left their own."""
+    port = base_url.rsplit(":", 1)[1].removesuffix("/v1")
+    found = []
+    for process in psutil.Process().children(recursive=True):
+        with suppress(psutil.Error):  # it has ended
+            if process.environ().get("API_PORT") == port:
+                found.append(process)
+    return found
+
+
 @pytest.fixture(scope="module")
 def api(tiny_glm, tmp_path_factory):
     """LLaMA-Factory's api around the tiny GLM, started from an environment that would open it to everybody."""
@@ -222,7 +234,7 @@ def api(tiny_glm, tmp_path_factory):
         patch.setenv("API_KEY", SECRET)
         patch.setenv("http_proxy", "http://127.0.0.1:9")
         with serve_factory(YAML, overrides, said.append, ROOT, output) as server:
-            started = psutil.Process().children(recursive=True)
+            started = processes(server.base_url)
             yield server
     assert len(said) == 1
     assert str(tiny_glm) in said[0]
@@ -247,7 +259,7 @@ def test_llamafactorys_api_answers_the_writer_and_nobody_with_another_key(api, m
 def test_llamafactorys_api_listens_on_this_machine_alone(api):
     found = [
         at.laddr
-        for process in psutil.Process().children(recursive=True)
+        for process in processes(api.base_url)
         for at in process.net_connections("inet")
         if at.status == psutil.CONN_LISTEN
     ]
@@ -258,7 +270,8 @@ def test_llamafactorys_api_listens_on_this_machine_alone(api):
 def test_the_key_of_llamafactorys_api_is_in_its_environment_alone(api):
     secret = os.environ[api.key]
     assert len(secret) > 40
-    environments = [p.environ() for p in psutil.Process().children(recursive=True)]
+    environments = [process.environ() for process in processes(api.base_url)]
+    assert len(environments) >= 2
     assert all(values["API_KEY"] == secret for values in environments)
     assert secret not in repr(api)
     assert not any(secret in " ".join(p.cmdline()) for p in psutil.Process().children(recursive=True))
