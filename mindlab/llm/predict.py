@@ -179,17 +179,18 @@ class Work:
         Format summary: what the base model says of the readers of `rows`, by their history. Format json_list: the scores
         that its answers come to, by impression id.
         """
-        request = self.request
-        titles = alpaca.neutral_titles(self.mind.news)
-        asked = self.whole.take(self.rows).without_labels()
-        if request.format == JsonList.name:
-            lists = _lists(request, asked, titles)
-            return dict(zip(asked.ids.tolist(), lists.scores, strict=True)), lists.cost
         from mindlab.summaries import summariser_of
 
+        request = self.request
+        is_list = request.format == JsonList.name
         write = summariser_of(request.summary, request.model, request.template, request.language)
-        if write is None:
+        if write is None and not is_list:  # most formats: nothing is read for it
             return {}, None
+        titles = alpaca.neutral_titles(self.mind.news)
+        asked = self.whole.take(self.rows).without_labels()
+        if is_list:
+            lists = _lists(request, asked, titles)
+            return dict(zip(asked.ids.tolist(), lists.scores, strict=True)), lists.cost
         found = write(asked, titles)
         return dict(zip(asked.history.tolist(), found.texts, strict=True)), found.cost
 
