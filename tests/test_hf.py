@@ -526,23 +526,23 @@ def test_shorter_weights_change_a_score_little(models, engines, dtype, most):
     assert 0 < np.abs(logits).max() < most * 100
 
 
-@pytest.mark.parametrize("bias", [True, False])
-def test_a_packed_layer_is_the_layer(bias):
+def packed_and_not(bias, dtype):
+    """Return what a layer makes of something, its weights packed as `dtype`, and as they are."""
     layer = torch.nn.Linear(40, 24, bias=bias)
     x = torch.randn(1, 7, 40)
     with torch.inference_mode():
-        expected = layer(x)
-        np.testing.assert_allclose(PackedLinear(layer, torch.float32)(x), expected, atol=1e-5)
+        return PackedLinear(layer, dtype)(x), layer(x)
+
+
+@pytest.mark.parametrize("bias", [True, False])
+def test_a_packed_layer_is_the_layer(bias):
+    np.testing.assert_allclose(*packed_and_not(bias, torch.float32), atol=1e-5)
 
 
 @needs_bfloat16
 @pytest.mark.parametrize("bias", [True, False])
 def test_a_layer_packed_short_is_nearly_the_layer(bias):
-    layer = torch.nn.Linear(40, 24, bias=bias)
-    x = torch.randn(1, 7, 40)
-    with torch.inference_mode():
-        expected = layer(x)
-        short = PackedLinear(layer, torch.bfloat16)(x)
+    short, expected = packed_and_not(bias, torch.bfloat16)
     assert short.dtype == torch.float32
     assert 0 < float((short - expected).abs().max()) < 0.05
 
