@@ -31,6 +31,23 @@ def listed(titles: list[str]) -> str:
     return "\n".join(f"- {title}" for title in titles)
 
 
+class Prompt:
+    """A text for each language."""
+
+    texts: ClassVar[dict[str, dict[str, str]]]
+
+    def __init__(self, language: str = "en"):
+        self.text = self.texts[language]
+
+
+class Format(Prompt):
+    """A prompt about a reader, whose history gets shorter from its oldest title on."""
+
+    def droppable(self, parts: Any) -> int:
+        """Return how many titles of the history can go: all of them."""
+        return len(parts.history)
+
+
 @dataclass(frozen=True)
 class LikesDislikesParts:
     """What the tutorial puts into one prompt; `likes` and `dislikes` are siblings of the target."""
@@ -42,7 +59,7 @@ class LikesDislikesParts:
     is_click: bool
 
 
-class LikesDislikes:
+class LikesDislikes(Format):
     """The tutorial's prompt, kept as it is: it shows the labels of the target's siblings, so it leaks.
 
     Every MIND impression has a click, so an empty "User likes:" line proves the answer Yes.
@@ -72,9 +89,6 @@ class LikesDislikes:
             "input": '用户点击历史：{history}\n用户喜欢：{likes}\n用户不喜欢：{dislikes}\n用户是否会喜欢目标新闻 "{target}"？',
         },
     }
-
-    def __init__(self, language: str = "en"):
-        self.text = self.texts[language]
 
     def droppable(self, parts: LikesDislikesParts) -> int:
         """Return how many titles can go: all dislikes, then all likes but one."""
@@ -113,7 +127,7 @@ class PointwiseParts:
     is_click: bool
 
 
-class Pointwise:
+class Pointwise(Format):
     """History and one candidate; the answer is Yes. or No.; scored by log P(Yes) - log P(No)."""
 
     name = "pointwise"
@@ -132,13 +146,6 @@ class Pointwise:
             "input": "{history}\n这位读者会点击下面这条新闻吗？请回答 Yes. 或 No.\n- {candidate}",
         },
     }
-
-    def __init__(self, language: str = "en"):
-        self.text = self.texts[language]
-
-    def droppable(self, parts: PointwiseParts) -> int:
-        """Return how many history titles can go: all of them."""
-        return len(parts.history)
 
     def record(self, parts: PointwiseParts, dropped: int = 0) -> Record:
         """Return the Alpaca record without the `dropped` oldest history titles."""
@@ -216,7 +223,7 @@ class ListParts:
     candidates: list[str]
 
 
-class Listwise:
+class Listwise(Format):
     """History and all candidates, each behind a letter; the answer is a letter, read from the logits of all of them.
 
     There is no right answer to train on: `record` leaves it empty.
@@ -241,13 +248,6 @@ class Listwise:
         },
     }
 
-    def __init__(self, language: str = "en"):
-        self.text = self.texts[language]
-
-    def droppable(self, parts: ListParts) -> int:
-        """Return how many history titles can go: all of them."""
-        return len(parts.history)
-
     def record(self, parts: ListParts, dropped: int = 0) -> Record:
         """Return the Alpaca record without the `dropped` oldest history titles; ValueError beyond 26 candidates."""
         marks = self.letters[: len(parts.candidates)]
@@ -256,7 +256,7 @@ class Listwise:
         return _question(self.text, history=history, candidates="\n".join(lines))
 
 
-class JsonList:
+class JsonList(Format):
     """History and candidates; the answer is written: JSON, with `title`, `like` and `explanation` of each candidate.
 
     What comes back is read by `mindlab.llm.lists`, which trusts none of it.
@@ -301,12 +301,8 @@ class JsonList:
 
     def __init__(self, language: str = "en", thinking: bool = False):
         """Take the language, and whether the model is asked to reason before it answers (chain of thought)."""
-        self.text = self.texts[language]
+        super().__init__(language)
         self.thinking = thinking
-
-    def droppable(self, parts: ListParts) -> int:
-        """Return how many history titles can go: all of them."""
-        return len(parts.history)
 
     def record(self, parts: ListParts, dropped: int = 0) -> Record:
         """Return the Alpaca record without the `dropped` oldest history titles, and without an answer."""
@@ -333,7 +329,7 @@ class NextClickParts:
     titles: list[str]
 
 
-class NextClick:
+class NextClick(Format):
     """A fixed question; the assistant's answer is the reader's clicked titles, one line each.
 
     Every title is a target of plain supervised fine-tuning. A candidate is scored by how likely its
@@ -352,9 +348,6 @@ class NextClick:
             "instruction": "请列出同一位读者点击过的新闻标题，按时间从早到晚，每行一条。",
         },
     }
-
-    def __init__(self, language: str = "en"):
-        self.text = self.texts[language]
 
     def droppable(self, parts: NextClickParts) -> int:
         """Return how many titles can go: all but the latest."""
@@ -387,7 +380,7 @@ class NextTopicParts:
     topics: list[str]
 
 
-class NextTopic:
+class NextTopic(Format):
     """Titles in the prompt, and as answer the topics of what the reader clicks next, one line each.
 
     A candidate is scored by how likely its topic is as the first line, minus how likely it is with no
@@ -409,13 +402,6 @@ class NextTopic:
             "no_history": "（暂无）",
         },
     }
-
-    def __init__(self, language: str = "en"):
-        self.text = self.texts[language]
-
-    def droppable(self, parts: NextTopicParts) -> int:
-        """Return how many history titles can go: all of them."""
-        return len(parts.history)
 
     def record(self, parts: NextTopicParts, dropped: int = 0) -> Record:
         """Return the Alpaca record without the `dropped` oldest history titles."""
@@ -459,7 +445,7 @@ def object_schema(**properties: dict[str, Any]) -> dict[str, Any]:
     }
 
 
-class NewsTokens:
+class NewsTokens(Prompt):
     """One headline; the answer is JSON: three keywords, two topics, the audience. For a classic ranker to count.
 
     The keywords come first: what a small model has just written about this very headline leads it away from the
@@ -502,9 +488,6 @@ class NewsTokens:
         },
     }
 
-    def __init__(self, language: str = "en"):
-        self.text = self.texts[language]
-
     def record(self, title: str) -> Record:
         """Return the record of one headline, without an answer."""
         return _question(self.text, title=title)
@@ -519,7 +502,7 @@ class NewsTokens:
         return " ".join([*answer["keywords"], *answer["topics"], answer["audience"]])
 
 
-class ReaderProfile:
+class ReaderProfile(Prompt):
     """The titles a reader clicked; the answer is JSON: three interests and a few words about the reader.
 
     Without an example and with the question last: a small model copies an example's interests, whoever the reader is.
@@ -541,9 +524,6 @@ class ReaderProfile:
         },
     }
 
-    def __init__(self, language: str = "en"):
-        self.text = self.texts[language]
-
     def record(self, history: list[str]) -> Record:
         """Return the record of a history, oldest first, without an answer; its latest titles are shown."""
         return _question(self.text, history=listed(history[-self.history_length :]))
@@ -558,7 +538,7 @@ class ReaderProfile:
         return " ".join([*answer["interests"], answer["profile"]])
 
 
-class PreferenceSummary:
+class PreferenceSummary(Prompt):
     """Titles that a reader clicked; the answer is a sentence or two on what the reader likes. Three questions.
 
     `block` asks about titles alone, `merge` about several answers, `update` about an answer and the titles clicked since
@@ -585,9 +565,6 @@ class PreferenceSummary:
             "ask": "请用一两句话说明这位读者喜欢哪些主题。",
         },
     }
-
-    def __init__(self, language: str = "en"):
-        self.text = self.texts[language]
 
     def block(self, titles: list[str]) -> Record:
         """Return the record that asks about titles, oldest first, without an answer."""
@@ -616,7 +593,7 @@ class SummaryParts:
     is_click: bool
 
 
-class Summary:
+class Summary(Format):
     """A preference summary, the latest titles and one candidate; Yes. or No., scored as `pointwise` (LLM-TRSR).
 
     The paper's softmax over the probabilities of Yes and No is a rising function of this score: the same ranking.
@@ -643,13 +620,6 @@ class Summary:
             "这位读者会点击下面这条新闻吗？请回答 Yes. 或 No.\n- {candidate}",
         },
     }
-
-    def __init__(self, language: str = "en"):
-        self.text = self.texts[language]
-
-    def droppable(self, parts: SummaryParts) -> int:
-        """Return how many history titles can go: all of them. The summary stays."""
-        return len(parts.history)
 
     def record(self, parts: SummaryParts, dropped: int = 0) -> Record:
         """Return the Alpaca record without the `dropped` oldest history titles."""
