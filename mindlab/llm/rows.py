@@ -15,7 +15,7 @@ from mindlab import cli, embedded_model, factory
 from mindlab.alpaca import BuildOptions, build, is_built, make_budget
 from mindlab.llm.predict import Request, predict
 from mindlab.mind import read_mind
-from mindlab.prompts import Summary
+from mindlab.prompts import InContext, Listwise, Recency, Summary
 from mindlab.runs import data_hashes, read_manifest
 from mindlab.summaries import summariser_of
 
@@ -28,13 +28,18 @@ CONFIGS = {
 MODEL = f"models/{embedded_model.NAME}"
 TEMPLATE = "smollm2"
 REFERENCE_RUNS = Path("data/reference_runs")
+# The prompts of notebook 09 that a forward pass answers; nothing is tuned for them.
+UNTUNED = (Recency.name, InContext.name, Listwise.name)
 # The rows of scripts/compare.py by name: the prompt, and whether the model was tuned.
 NAMES = {
     f"smollm2-{form}-{kind}": (form, kind)
     for form in ("next_click", "pointwise")
     for kind in ("base", "lora")
-}
-PAIRS = [(f"smollm2-{form}-lora", f"smollm2-{form}-base") for form in ("next_click", "pointwise")]
+} | {f"smollm2-{form}-base": (form, "base") for form in UNTUNED}
+PAIRS = [
+    *((f"smollm2-{form}-lora", f"smollm2-{form}-base") for form in ("next_click", "pointwise")),
+    *((f"smollm2-{form}-base", "smollm2-pointwise-base") for form in UNTUNED),
+]
 # The same for protocol `sampled`: who wrote the summary of the prompt, and whether the model was tuned.
 SAMPLED_NAMES = {f"smollm2-{way}-{kind}": (way, kind) for way in Summary.ways for kind in ("base", "lora")}
 SAMPLED_PAIRS = [
@@ -128,7 +133,7 @@ def score(
     summary: str = "recent",
 ) -> Path:
     """Score one model on a protocol's test impressions, with a progress bar; return its run folder."""
-    cutoff_len = factory.load(CONFIGS[form])["cutoff_len"]
+    cutoff_len = factory.load(CONFIGS.get(form, CONFIGS["pointwise"]))["cutoff_len"]
     step(
         f"score {out.name}",
         f"python scripts/predict.py --data {data} --protocol {protocol} --format {form} --model {MODEL} "
