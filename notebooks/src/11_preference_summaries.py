@@ -43,9 +43,9 @@ data = "data/sample"
 model = "models/smollm2-135m"
 template = "smollm2"
 seed = 42
-n_test = 60
-n_train = 30
-max_steps = 12
+n_test = 40
+n_train = 20
+max_steps = 8
 stop_after = 3
 out = "runs/notebook_11"
 
@@ -140,7 +140,7 @@ for way in ways:
 # are compared with those of an unbroken run, byte by byte.
 
 # %%
-few = test.take(np.arange(6)).without_labels()
+few = test.take(np.arange(min(6, len(test)))).without_labels()
 texts, left = {}, {}
 with TemporaryDirectory() as folder:
     for name, limit in {"broken off": stop_after, "unbroken": None}.items():
