@@ -41,7 +41,7 @@ class Prompt:
 
 
 class Format(Prompt):
-    """A prompt about a reader, whose history gets shorter from its oldest title on."""
+    """A prompt about a reader that can get shorter: of its history, unless it says otherwise."""
 
     def droppable(self, parts: Any) -> int:
         """Return how many titles of the history can go: all of them."""

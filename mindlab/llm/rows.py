@@ -28,16 +28,15 @@ CONFIGS = {
 MODEL = f"models/{embedded_model.NAME}"
 TEMPLATE = "smollm2"
 REFERENCE_RUNS = Path("data/reference_runs")
+TUNED = ("next_click", "pointwise")
 # The prompts of notebook 09 that a forward pass answers; nothing is tuned for them.
 UNTUNED = (Recency.name, InContext.name, Listwise.name)
 # The rows of scripts/compare.py by name: the prompt, and whether the model was tuned.
-NAMES = {
-    f"smollm2-{form}-{kind}": (form, kind)
-    for form in ("next_click", "pointwise")
-    for kind in ("base", "lora")
-} | {f"smollm2-{form}-base": (form, "base") for form in UNTUNED}
+NAMES = {f"smollm2-{form}-{kind}": (form, kind) for form in TUNED for kind in ("base", "lora")} | {
+    f"smollm2-{form}-base": (form, "base") for form in UNTUNED
+}
 PAIRS = [
-    *((f"smollm2-{form}-lora", f"smollm2-{form}-base") for form in ("next_click", "pointwise")),
+    *((f"smollm2-{form}-lora", f"smollm2-{form}-base") for form in TUNED),
     *((f"smollm2-{form}-base", "smollm2-pointwise-base") for form in UNTUNED),
 ]
 # The same for protocol `sampled`: who wrote the summary of the prompt, and whether the model was tuned.
