@@ -82,7 +82,7 @@ def targets() -> str:
 def machines() -> str:
     """Return what each benchmark was run on."""
     lines = []
-    for name in (*ORDER, "scoring_options", "growth"):
+    for name in (*ORDER, "scoring_options", "growth", "gpu"):
         if found := results(name).get("machine"):
             lines.append(
                 [
@@ -293,6 +293,40 @@ def training() -> str:
     return f"{text}\n\n{profile(percent)}"
 
 
+def gpu() -> str:
+    """Return what GLM-4-9B's shape takes on a GPU, beside the planner's figures."""
+    found = results("gpu")
+    if not found:
+        return "Not yet run: `python -m benchmarks.gpu`."
+    lines, failures = [], []
+    for name, one in found["rows"].items():
+        if "failed" in one:
+            failures.append(f"{name}: {one['failed']}.")
+        if "gpu_gib" not in one:
+            continue
+        lines.append(
+            [
+                name.replace("train ", "an update, ").replace("score ", "an impression, "),
+                f"{one['tokens']:,.0f}",
+                f"{one['seconds']:.2f}",
+                f"{one['predicted_seconds']:.2f}",
+                f"{one['seconds'] / one['predicted_seconds']:.1f}",
+                f"{one['gpu_gib']:.1f}",
+                f"{one['predicted_gib']:.1f}",
+                f"{one['gpu_gib'] / one['predicted_gib'] - 1:+.0%}",
+            ]
+        )
+    head = ["what", "tokens", "seconds", "planned", "times", "GiB", "planned", "error"]
+    machine, agree = found["machine"], found["rows"]["agree"]
+    text = (
+        f"{found['device']['name']}, {found['device']['gib']} GiB; torch {machine['packages']['torch']}, Python "
+        f"{machine['python']}. Planned with the datasheet of {found['datasheet']}. In float32 the scores of 60 lines on the GPU and on the CPU differ by "
+        f"{agree['difference']:.0e} at most, and span {agree['spread']:.0f}."
+    )
+    missing = "\n\nNot run: " + " ".join(failures) if failures else ""
+    return f"{text}\n\n{table(head, lines)}{missing}"
+
+
 SECTIONS: dict[str, Callable[[], str]] = {
     "targets": targets,
     "machines": machines,
@@ -303,6 +337,7 @@ SECTIONS: dict[str, Callable[[], str]] = {
     "scoring_options": options,
     "vllm": vllm,
     "training": training,
+    "gpu": gpu,
 }
 
 

@@ -51,8 +51,8 @@ TASKS = (
     Task("Build datasets, simple methods, notebooks 00-02", 4, 1, 0, "measured on the sample"),
     Task("Score with SmolLM2-135M", 4, 1, 0, "measured"),
     Task("Fine-tune SmolLM2-135M (notebook 03, make demo)", 8, 2, 0, "measured: 6 at the peak"),
-    Task("Fine-tune GLM-4-9B with QLoRA", 16, 25, 11, "estimated: 9 on the GPU"),
-    Task("Fine-tune GLM-4-9B with LoRA", 24, 25, 22, "published: 22 GB on the GPU"),
+    Task("Fine-tune GLM-4-9B with QLoRA", 16, 25, 11, "measured: 8.5 on the GPU"),
+    Task("Fine-tune GLM-4-9B with LoRA", 24, 25, 22, "measured: 21.3 on the GPU"),
     Task("Score or chat with GLM-4-9B", 24, 25, 19, "published: 19 GB on the GPU"),
     Task("Merge an adapter into GLM-4-9B", 22, 45, 0, "estimated: 20"),
 )

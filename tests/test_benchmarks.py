@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from benchmarks import document, growth, scoring, training
+from benchmarks import document, gpu, growth, scoring, training
 from mindlab import factory
 from mindlab.errors import UserError
 
@@ -234,3 +234,29 @@ def test_both_sides_of_the_scoring_benchmark_give_the_same_scores(tiny_glm, form
         theirs = scoring.Theirs(str(tiny_glm), nothing, answers, batch).score(form, flat)
         assert ours == pytest.approx(theirs, abs=1e-4)
     assert len(set(ours.round(4))) > 4
+
+
+@pytest.mark.parametrize("name", gpu.TRAININGS)
+def test_a_row_of_the_gpu_is_a_yaml_but_for_paths_length_and_its_name(name, tmp_path):
+    config, changes = gpu.TRAININGS[name]
+    plain, used = factory.load(ROOT / config), gpu.settings_of(name, tmp_path, 12)
+    free = {
+        "model_name_or_path",
+        "dataset_dir",
+        "output_dir",
+        "max_steps",
+        "logging_steps",
+        "plot_loss",
+        "use_cpu",
+    }
+    assert {key for key in used if used[key] != plain.get(key)} - free == set(changes)
+    assert ("quantization_bit" in used) == ("QLoRA" in name)
+    assert used.get("packing", False) == ("packed" in name)
+    assert used.get("disable_gradient_checkpointing", False) == ("no checkpointing" in name)
+
+
+def test_a_row_of_the_gpu_that_fails_says_why_in_a_line(tmp_path):
+    found = gpu.attempt("--out", str(tmp_path), "--job", json.dumps(["train", "LoRA"]))
+    assert list(found) == ["failed"]
+    assert "\n" not in found["failed"]
+    assert str(tmp_path / "model") in found["failed"]

@@ -39,30 +39,46 @@ RECORDS = [
 ]
 
 
-def build(folder: str | Path, texts: Iterable[str] = (), seed: int = 0, kind: str = "glm") -> Path:
-    """Write model and tokenizer into `folder`; the tokenizer is trained on RECORDS and `texts`."""
+def build(
+    folder: str | Path,
+    texts: Iterable[str] = (),
+    seed: int = 0,
+    kind: str = "glm",
+    vocabulary: int = 1024,
+    device: str = "cpu",
+    **shape: int,
+) -> Path:
+    """Write model and tokenizer into `folder`; the tokenizer is trained on RECORDS and `texts`.
+
+    `shape` are values of config.json in place of the tiny ones; the weights are drawn on `device`.
+    """
     import torch
     from transformers import AutoConfig, AutoModelForCausalLM, GenerationConfig
 
-    tokenizer = build_tokenizer([*(text for record in RECORDS for text in record.values()), *texts])
+    tokenizer = build_tokenizer(
+        [*(text for record in RECORDS for text in record.values()), *texts], vocabulary
+    )
     end_ids = tokenizer.convert_tokens_to_ids(["<|endoftext|>", "<|user|>", "<|observation|>"])
+    tiny = {
+        "vocab_size": (len(tokenizer) + 63) // 64 * 64,
+        "hidden_size": 64,
+        "intermediate_size": 128,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 4,
+        "num_key_value_heads": 2,
+        "head_dim": 16,
+        "attention_bias": True,
+        "tie_word_embeddings": False,
+    }
     config = AutoConfig.for_model(
         kind,
-        vocab_size=(len(tokenizer) + 63) // 64 * 64,
-        hidden_size=64,
-        intermediate_size=128,
-        num_hidden_layers=2,
-        num_attention_heads=4,
-        num_key_value_heads=2,
-        head_dim=16,
+        **{**tiny, **shape},
         max_position_embeddings=4096,
         pad_token_id=end_ids[0],
         eos_token_id=end_ids,
-        attention_bias=True,
-        tie_word_embeddings=False,
         dtype=torch.bfloat16,
     )
-    with torch.random.fork_rng():
+    with torch.random.fork_rng(), torch.device(device):
         torch.manual_seed(seed)
         model = AutoModelForCausalLM.from_config(config).to(torch.bfloat16)
     model.generation_config = GenerationConfig(eos_token_id=end_ids, pad_token_id=end_ids[0])
