@@ -1,4 +1,4 @@
-"""Figures that others published: GPUs, the sizes of MIND, and measured memory and times to check the planner against.
+"""Figures that others published: GPUs, the sizes of MIND, memory and times to check the planner against, a paper's table.
 
 Each has its source. What the planner's `Assumptions` were read off is marked, so that it is not taken for a check.
 """
@@ -190,3 +190,21 @@ def checks(assume: Assumptions) -> Iterator[Check]:
         "Qwen-7B writes a token, A100", "s", 1 / 40.93, scoring_seconds(QWENS["7B"], one, a100, assume),
         "QwenLM/Qwen, README, Inference Performance",
     )  # fmt: skip
+
+
+# LLM-TRSR's table of results, the half on MIND: Zheng et al., arXiv 2403.13325, "The performance of different models". Read
+# off a public transcription of the paper's LaTeX source, not off its PDF. The last two rows are the paper's own methods.
+LLM_TRSR_SOURCE = "https://arxiv.org/abs/2403.13325"
+LLM_TRSR_METRICS = ("recall3", "recall5", "recall10", "mrr3", "mrr5", "mrr10")
+LLM_TRSR = {
+    "NCF": (0.7010, 0.8030, 0.9240, 0.5523, 0.5759, 0.5926),
+    "DIN": (0.7900, 0.8620, 0.9330, 0.6352, 0.6519, 0.6616),
+    "DIEN": (0.7300, 0.8200, 0.9140, 0.6045, 0.6251, 0.6379),
+    "GRU4Rec": (0.6650, 0.7970, 0.9260, 0.5305, 0.5610, 0.5787),
+    "NARM": (0.5820, 0.7330, 0.8930, 0.4142, 0.4489, 0.4703),
+    "SASRec": (0.8420, 0.8960, 0.9410, 0.7447, 0.7574, 0.7636),
+    "CORE": (0.5170, 0.5580, 0.6370, 0.4392, 0.4488, 0.4586),
+    "TALLRec": (0.8580, 0.9020, 0.9590, 0.7708, 0.7807, 0.7885),
+    "LLM-TRSR-Hierarchical": (0.9160, 0.9430, 0.9750, 0.8505, 0.8568, 0.8611),
+    "LLM-TRSR-Recurrent": (0.9060, 0.9390, 0.9840, 0.8400, 0.8475, 0.8534),
+}

@@ -16,6 +16,7 @@ from mindlab import notebook
 from mindlab.metrics import answer_metrics
 from mindlab.mind import read_mind
 from mindlab.protocols import seed_splits
+from mindlab.published import LLM_TRSR
 from mindlab.recommenders.leak_rule import leak_rule
 from mindlab.statistics import MINDSMALL, describe, table
 from tests.conftest import ROOT
@@ -295,3 +296,13 @@ def test_the_gates_can_fail():
     assert missing_paths(f"## Tree\n\n```\n{listing}\n```\n") == ["mindlab/no_such.py"]
     text = "a `make demo` b\n\n```\npython scripts/x.py --a \\\n  --b  # why\n```\n"
     assert commands(text) == ["python scripts/x.py --a --b", "make demo"]
+
+
+def test_the_papers_table_is_the_one_that_is_kept():
+    page = (ROOT / "docs/leaderboard.md").read_text(encoding="utf-8")
+    for name, values in LLM_TRSR.items():
+        assert f"| {name} | {' | '.join(f'{value:.4f}' for value in values)} |" in page
+        recall, reciprocal = values[:3], values[3:]
+        assert sorted(recall) == list(recall), "recall falls with more places"
+        assert sorted(reciprocal) == list(reciprocal)
+        assert all(low <= high for low, high in zip(reciprocal, recall, strict=True))
