@@ -42,6 +42,11 @@ class Assumptions:
     overhead: float = 1.0 * GIB  # CUDA context, cuBLAS workspace, what the allocator cannot use
     network: float = 10e9  # bytes a second between any two GPUs, for the adapter's gradients
 
+    def with_launches(self, times: float) -> "Assumptions":
+        """Return these assumptions for a processor that takes `times` as long to launch a kernel."""
+        launches = {"launch_train": self.launch_train * times, "launch_score": self.launch_score * times}
+        return replace(self, **launches)
+
 
 @dataclass(frozen=True)
 class Gpu:

@@ -57,6 +57,11 @@ def arguments() -> argparse.Namespace:
         "--utilisation", type=float, default=planning.Assumptions.utilisation,
         help="share of a GPU's peak that is reached (default %(default)s)",
     )  # fmt: skip
+    parser.add_argument(
+        "--launches", type=float, default=1.0, metavar="TIMES",
+        help="how many times longer than assumed the processor takes to launch a kernel (default 1; docs/performance.md "
+        "has a machine of 3.3)",
+    )  # fmt: skip
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     parser.add_argument(
         "--measure", action="store_true", help="time SmolLM2 here instead, beside its prediction"
@@ -68,6 +73,10 @@ def arguments() -> argparse.Namespace:
     args.gpu = names[args.gpu.upper()]
     if not 0 < args.utilisation <= 1:
         raise UserError(f"--utilisation {args.utilisation}: expected a share, above 0 and at most 1")
+    if not 0 < args.launches <= 1000:
+        raise UserError(
+            f"--launches {args.launches:g}: expected how many times longer, above 0 and at most 1000"
+        )
     if args.update and (args.json or args.measure or args.data or args.dataset):
         raise UserError("--update goes with the plan for MIND's published sizes alone")
     return args
@@ -94,7 +103,7 @@ def make(args: argparse.Namespace) -> tuple[dict, dict[str, str]]:
     """Return the plan, and its parts in words by the name of their marks."""
     arch, gpu = planning.find_architecture(args.model), GPUS[args.gpu]
     training = planning.training_of(factory.load(args.config))
-    assume = planning.Assumptions(utilisation=args.utilisation)
+    assume = planning.Assumptions(utilisation=args.utilisation).with_launches(args.launches)
 
     from mindlab import token_counts  # imports torch and LLaMA-Factory: seconds
     from mindlab.chat import ChatTemplate

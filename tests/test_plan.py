@@ -448,6 +448,17 @@ def test_what_a_gpu_does_not_hold_has_no_hours():
     assert "no bfloat16" not in plan_report.report({**made, "gpu": vars(GPUS["L40S"])}, "by hand")
 
 
+def test_a_slow_processor_delays_short_records_and_not_long_ones():
+    slow, gpu = ASSUME.with_launches(3.3), GPUS["H100-SXM"]
+    short, long = (
+        [plan.micro_batch_seconds(GLM, Training(), gpu, assume, n, n**2 / 2) for assume in (ASSUME, slow)]
+        for n in (120, 8192)
+    )
+    assert short[1] == pytest.approx(3.3 * short[0])
+    assert long[1] == long[0]
+    assert slow.launch_score == pytest.approx(3.3 * ASSUME.launch_score)
+
+
 def script(*words):
     command = [sys.executable, ROOT / "scripts/plan.py", *map(str, words)]
     return subprocess.run(command, capture_output=True, text=True, cwd=ROOT)
@@ -458,6 +469,7 @@ def script(*words):
     [
         (["--gpu", "H1000"], "error: --gpu H1000: known are H100-SXM, A100-80GB"),
         (["--utilisation", "40"], "error: --utilisation 40.0: expected a share"),
+        (["--launches", "0"], "error: --launches 0: expected how many times longer"),
         (["--model", "no-such"], "error: no-such: no such model folder, and not one of"),
         (["--config", "configs/none.yaml"], "error: configs/none.yaml: no such file"),
         (["--update", "docs/planning.md", "--json"], "error: --update goes with"),
