@@ -22,6 +22,7 @@ from typing import Any
 from mindlab.errors import UserError
 from mindlab.files import write_text
 from mindlab.runs import without_secrets
+from mindlab.synthetic import make_sample
 
 ROOT = Path(__file__).resolve().parent.parent
 NOTEBOOKS = ROOT / "notebooks"
@@ -35,16 +36,19 @@ TIME_LIMIT = 3600  # seconds a cell may take
 COLOURS = re.compile(r"\x1b\[[0-9;]*m")
 
 
-def setup(data: str | Path, seed: int) -> None:
+def setup(data: str | Path, seed: int, generate: Mapping[str, int] | None = None) -> None:
     """Go to the root of the repository, print versions, the data in use and the seed, widen pandas' tables.
 
-    A notebook opened in an editor starts in ``notebooks/``; all paths of the course count from the root.
+    A notebook opened in an editor starts in ``notebooks/``; all paths of the course count from the root. Where there is no
+    `data` yet, a synthetic MIND of the sizes in `generate` (`mindlab.synthetic.make_sample`) is written there.
 
-    Raises UserError if there is no `data`.
+    Raises UserError if there is no `data` and nothing to generate.
     """
     import pandas as pd
 
     os.chdir(ROOT)
+    if generate and not Path(data).exists():
+        make_sample(data, **generate)
     if not Path(data).exists():
         raise UserError(
             f"{data}: no such folder in the repository; data/sample is there, see data/README.md for MIND"

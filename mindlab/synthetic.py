@@ -421,7 +421,7 @@ def make_sample(
     """
     world = world or World()
     n_news = default_news(n_train, n_dev) if n_news is None else n_news
-    for name, value, least in (("train", n_train, 10), ("dev", n_dev, 10), ("news", n_news, 400)):
+    for name, value, least in (("train", n_train, 10), ("dev", n_dev, 10), ("news", n_news, 150)):
         if value < least:
             raise UserError(f"--{name} {value}: expected at least {least}; give a larger number")
     out = Path(out)

@@ -247,6 +247,15 @@ def test_setup_prints_what_is_in_use(capsys, monkeypatch, tmp_path):
         notebook.setup("data/nowhere", 42)
 
 
+def test_setup_generates_data_once_where_there_is_none(capsys, monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    sizes = {"n_news": 150, "n_train": 20, "n_dev": 10, "seed": 1}
+    for n_dev in (10, 20):  # what is there stays
+        notebook.setup(tmp_path / "paper", 42, generate={**sizes, "n_dev": n_dev})
+        assert "paper (synthetic)" in capsys.readouterr().out
+        assert len((tmp_path / "paper/dev/behaviors.tsv").read_text(encoding="utf-8").splitlines()) == 10
+
+
 def test_twins_are_found_by_the_beginning_of_their_name():
     assert [path.stem for path in notebook.twins(["02"])] == ["02_build_the_dataset"]
     with pytest.raises(UserError, match="expected one of"):

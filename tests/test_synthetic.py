@@ -224,8 +224,8 @@ def test_every_default_size_follows_from_minds():
     [
         ((9, 20, 400), "--train 9: expected at least 10"),
         ((20, 9, 400), "--dev 9: expected at least 10"),
-        ((20, 20, 399), "--news 399: expected at least 400"),
-        ((20, 20, 0), "--news 0: expected at least 400"),
+        ((20, 20, 149), "--news 149: expected at least 150"),
+        ((20, 20, 0), "--news 0: expected at least 150"),
     ],
 )
 def test_a_size_too_small_is_the_users_to_mend(tmp_path, sizes, message):
