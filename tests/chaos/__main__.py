@@ -7,7 +7,7 @@ excepted. A fault that the process survives must end in one line and exit code 2
 
 Examples:
   python -m tests.chaos --update docs/reliability.md
-                                              (all faults at all points, 50 kills a stage: some 20 minutes)
+                                              (all faults at all points, 50 kills a stage: 20 to 45 minutes)
   python -m tests.chaos --quick               (what the tests run: a fourth of the points, and no training)
   python -m tests.chaos --stages score,report --kills 200
 """
