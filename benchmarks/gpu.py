@@ -16,6 +16,7 @@ Examples:
 import argparse
 import contextlib
 import json
+import shutil
 import statistics
 import subprocess
 import sys
@@ -114,6 +115,7 @@ def train(name: str, root: Path, updates: int) -> dict[str, Any]:
             clock.append(time.perf_counter())
 
     settings = settings_of(name, root, updates)
+    shutil.rmtree(settings["output_dir"], ignore_errors=True)  # of a run that was broken off
     with contextlib.redirect_stdout(sys.stderr):
         import_factory()
         from llamafactory.train.tuner import run_exp
@@ -135,7 +137,9 @@ def score(form: str, root: Path, limit: int, adapter: str | None) -> dict[str, A
     request = predict.Request(
         SAMPLE, token_counts.PROTOCOL_OF[form], form, str(root / "model"), "glm4", adapter, limit=limit
     )
-    out = predict.predict(request, root / f"score-{form}")
+    out = root / f"score-{form}"
+    shutil.rmtree(out, ignore_errors=True)
+    predict.predict(request, out)
     made = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     return {"seconds": made["ms_per_impression"] / 1000, "tokens": made["tokens_per_impression"], **memory()}
 
