@@ -3,7 +3,7 @@
 #
 # - **Reads**: `data/sample` (synthetic MIND), `models/smollm2-135m`
 # - **Writes**: `runs/written`: the summaries, once; `runs/notebook_11`: a run folder for each method
-# - **Time on the sample**: half an hour without AVX-512, most of it writing, training and scoring. **Hardware**: two CPU cores
+# - **Time on the sample**: eighteen minutes without AVX-512, most of it writing, training and scoring. **Hardware**: two CPU cores
 # - **Previous**: [10 BERT classifier](10_bert_classifier.ipynb). **Next**: the whole table is
 #   `python scripts/compare.py`
 #
