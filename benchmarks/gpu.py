@@ -36,6 +36,7 @@ from mindlab.chat import ChatTemplate, import_factory
 from mindlab.files import write_json
 from mindlab.llm import predict
 from mindlab.mind import read_mind
+from mindlab.plan_report import TOKEN_BUDGET
 from mindlab.published import GPUS
 from mindlab.runs import data_hashes
 from tests import tiny_glm
@@ -207,7 +208,7 @@ def predicted_scoring(form: str, root: Path, gpu: planning.Gpu) -> dict[str, flo
     """Return what the planner says of an impression of the sample: seconds, tokens read, GiB."""
     arch, assume = planning.find_architecture(str(root / "model")), planning.Assumptions()
     reading = token_counts.reading(read_mind(SAMPLE), form, root / "model", "glm4")
-    total = planning.scoring_memory(arch, assume, 8192, 1024)["total"]
+    total = planning.scoring_memory(arch, assume, TOKEN_BUDGET, predict.Request.cutoff_len)["total"]
     return {
         "predicted_seconds": planning.scoring_seconds(arch, reading, gpu, assume),
         "predicted_tokens": reading.tokens,
