@@ -19,7 +19,14 @@ import pyarrow.compute as pc
 from mindlab.calibration import calibration
 from mindlab.errors import UserError
 from mindlab.files import is_number, lock, write_json, write_text
-from mindlab.metrics import RANKING_METRICS, SAMPLED_METRICS, Evaluation, evaluate_seeds, paired_differences
+from mindlab.metrics import (
+    FEW_CLUSTERS,
+    RANKING_METRICS,
+    SAMPLED_METRICS,
+    Evaluation,
+    evaluate_seeds,
+    paired_differences,
+)
 from mindlab.predictions import read_predictions, seed_files
 from mindlab.prompts import YES_NO
 from mindlab.runs import check_same_data, read_manifest
@@ -284,6 +291,11 @@ def remarks(board: Mapping[str, Any], context: Mapping[str, Any] | None = None) 
     context = board["context"] if context is None else context
     by = "readers" if board["clustered_by"] == "user" else "impressions"
     said = [f"Brackets hold 95 % intervals, from a bootstrap over {by}."]
+    n = board["n_users"] if by == "readers" else board["n_impressions"]
+    if n < FEW_CLUSTERS:
+        said.append(
+            f"{n} {by} are few: such intervals are too narrow, and one that excludes 0 may be luck. Score more."
+        )
     learned = [row["name"] for row in board["rows"] if _is_learned(row, board["manifests"][row["name"]])]
     few = [name for name in learned if _row(board, name)["seeds"] < 3]
     if few:

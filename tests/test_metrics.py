@@ -13,6 +13,7 @@ from hypothesis import strategies as st
 
 from mindlab.errors import UserError
 from mindlab.metrics import (
+    FEW_CLUSTERS,
     RANKING_METRICS,
     answer_metrics,
     clustered_bootstrap,
@@ -189,6 +190,19 @@ def test_clustered_is_wider_when_users_repeat():
     clustered = clustered_bootstrap(values, users, rng=rng)
     iid = clustered_bootstrap(values, np.arange(1000), rng=rng)
     assert clustered.high - clustered.low > 3 * (iid.high - iid.low)
+
+
+def test_intervals_of_few_readers_are_too_narrow():
+    """Of 400 intervals of 95 %, 380 should hold the true mean, give or take 9 (two standard errors)."""
+    rng = np.random.default_rng(5)
+
+    def held(n):
+        drawn = rng.normal(size=(400, n))
+        found = [clustered_bootstrap(one, np.arange(n), rng=rng, n_resamples=500) for one in drawn]
+        return sum(interval.low <= 0 <= interval.high for interval in found)
+
+    assert held(FEW_CLUSTERS // 3) < 371
+    assert held(5 * FEW_CLUSTERS) >= 371
 
 
 def test_bootstrap_leaves_nan_out_and_does_not_depend_on_the_chunk(monkeypatch):

@@ -88,6 +88,16 @@ class Page(HTMLParser):
         ]
 
 
+def test_few_readers_are_named_as_few(tmp_path):
+    said = {}
+    for n_users in (29, 30):
+        rows = random_impressions(np.random.default_rng(1), n=300, n_users=n_users)
+        run = handmade.make_run(tmp_path / str(n_users), 1.0, 1, impressions=rows)
+        said[n_users] = " ".join(report.remarks(report.leaderboard([run])))
+    assert "29 readers are few" in said[29]
+    assert "are few" not in said[30]
+
+
 def test_a_row_holds_what_metrics_and_manifest_say(tmp_path):
     run = make_run(tmp_path / "tfidf", 0.7, params=7)
     row = report.leaderboard_row(run)
