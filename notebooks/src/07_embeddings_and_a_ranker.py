@@ -3,7 +3,7 @@
 #
 # - **Reads**: `data/sample` (synthetic MIND), MiniLM (from a Python package), `models/smollm2-135m`
 # - **Writes**: `runs/embeddings`: the vectors of all news, once; `runs/notebook_07`: a run folder for each method
-# - **Time on the sample**: a few minutes. **Hardware**: two CPU cores
+# - **Time on the sample**: seven minutes. **Hardware**: two CPU cores
 # - **Previous**: [06 Compare recommenders](06_compare_recommenders.ipynb). **Next**:
 #   [08 LLM tokens and a ranker](08_llm_tokens_and_a_ranker.ipynb)
 #

@@ -4,7 +4,7 @@
 # - **Reads**: `models/smollm2-135m`
 # - **Writes**: `runs/newspaper`: a synthetic MIND of eight hundred news, by the generator of `data/sample`; `runs/written`: what the
 #   model wrote, once; `runs/notebook_08`: a run folder for each method
-# - **Time**: eleven minutes the first time without AVX-512, then a minute. **Hardware**: two CPU cores
+# - **Time**: five minutes the first time with AVX-512, eleven without, then a minute. **Hardware**: two CPU cores
 # - **Previous**: [07 Embeddings and a ranker](07_embeddings_and_a_ranker.ipynb). **Next**:
 #   [09 Prompting the LLM](09_prompting_the_llm.ipynb)
 #
