@@ -193,7 +193,7 @@ def test_the_table_says_what_was_written_and_what_was_of_no_use():
     said = "tokens: 20 news_tokens written in 8.0 s, 17 of use (empty 1, no JSON 2)."
     assert written_text("tokens", "news_tokens", cost) == said
     board = {
-        "rows": [], "context": {}, "clustered_by": "user",
+        "rows": [], "context": {}, "clustered_by": "user", "n_users": 100,
         "manifests": {"tokens": {"texts_written": {"news_tokens": cost}}, "old": {}, "popularity": {"texts_written": None}},
     }  # fmt: skip
     assert said in remarks(board)
