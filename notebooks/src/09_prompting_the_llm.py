@@ -102,6 +102,7 @@ asks |= {
 }
 runs = compare(Classic(data, limit=n_test, seed=seed), ["random", "popularity", "minilm"], Path(out))
 runs += [predict(asked, Path(out) / name, bar) for name, asked in asks.items()]
+scored = {run.name: read_predictions(run / "predictions.parquet")["score"].to_numpy() for run in runs}
 
 # %%
 pairs = [(name, "smollm2-pointwise") for name in asks if name != "smollm2-pointwise"]
@@ -123,8 +124,9 @@ more = reporting.leaderboard([Path(kept) / name for name in {*sum(again, ())}], 
 print(reporting.as_text(more))
 
 # %% [markdown]
-# Which gains of the first table are left in the second? An interval that includes zero means that this clever prompt was not shown to be better than the plain one. A model
-# this small mostly says Yes or No for reasons of its own, and no wording mends that; with a larger one the same cells may tell another story.
+# Which gains of the first table are left in the second? An interval that includes zero means that this clever prompt was not shown
+# to be better than the plain one. A model this small mostly says Yes or No for reasons of its own, and no wording mends that; with a
+# larger one the same cells may tell another story.
 
 # %%
 table = pd.DataFrame(board["rows"]).set_index("name")
@@ -143,9 +145,7 @@ assert {entry["against"] for entry in table.loc["smollm2-recency", "paired"]} >=
 hidden = test.without_labels()
 backwards, places = probes.reverse_candidates(hidden)
 score, _ = make_scorer(replace(lists, orders=1), mind, np.unique(test.news))
-straight = read_predictions(Path(out) / "smollm2-listwise-one-order" / "predictions.parquet")[
-    "score"
-].to_numpy()
+straight = scored["smollm2-listwise-one-order"]
 turned = np.concatenate([one.scores for one in score(backwards)])
 found = {"listwise": probes.moved(straight, turned[places], test)}
 print(f"another first place: {found['listwise']['first_place']:.2f} of the lists")
@@ -181,7 +181,7 @@ variants = {
     "shuffled": probes.shuffle_histories(hidden, rng),
     "another reader's": probes.swap_histories(hidden, rng),
 }
-own = read_predictions(Path(out) / "smollm2-pointwise" / "predictions.parquet")["score"].to_numpy()
+own = scored["smollm2-pointwise"]
 for name, changed in variants.items():
     scores = np.concatenate([one.scores for one in score(changed)])
     found[f"history {name}"] = probes.moved(own, scores, test)

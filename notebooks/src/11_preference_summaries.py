@@ -227,11 +227,7 @@ print(reporting.write_leaderboard(Path(out), board))
 
 # %%
 more = reporting.leaderboard([Path(kept) / name for name in names], pairs=rows.SAMPLED_PAIRS)
-for row in more["rows"]:
-    for gain in row["paired"]:
-        auc = gain["auc"]
-        said = reporting.difference_text(auc), reporting.verdict(auc)
-        print(f"{row['name']} minus {gain['against']}: {', '.join(said)}")
+print(reporting.as_text(more))
 assert {row["name"] for row in more["rows"]} == set(names)
 
 # %% [markdown]
