@@ -93,6 +93,10 @@ SIMPLE = {
     TokenTfIdf.name: lambda: TokenTfIdf(_augmenter()),
 } | {name + kind: partial(_neural, name + kind) for name in NEURAL for kind in ("", UNTRAINED)}  # fmt: skip
 
+# Those that learn nothing from training impressions, so they apply to data without a training split. The last two may
+# choose on the validation split how vectors are read.
+NEEDS_NO_CLICKS = (Random.name, CategoryShare.name, TfIdf.name, "minilm", "minilm-readers", EMBEDDED)
+
 # Those that read a text for each pair of reader and candidate, or write one for each reader: seconds an impression on a
 # CPU, so they are scored on a choice of impressions, as language models are.
 COSTLY: dict[str, Callable[[], Recommender]] = {
