@@ -1,11 +1,15 @@
-"""Figures that others published: GPUs, the sizes of MIND, memory and times to check the planner against, a paper's table.
+"""Figures that others published: GPUs, the sizes of MIND, memory and times to check the planner against, papers' tables.
 
 Each has its source. What the planner's `Assumptions` were read off is marked, so that it is not taken for a check.
 """
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
+from mindlab.errors import UserError
+from mindlab.files import is_number, read_json
 from mindlab.plan import (
     GIB,
     MODELS,
@@ -208,3 +212,46 @@ LLM_TRSR = {
     "LLM-TRSR-Hierarchical": (0.9160, 0.9430, 0.9750, 0.8505, 0.8568, 0.8611),
     "LLM-TRSR-Recurrent": (0.9060, 0.9390, 0.9840, 0.8400, 0.8475, 0.8534),
 }
+
+PUBLISHED_METRICS = ("auc", "mrr", "ndcg5", "ndcg10")
+PUBLISHED_GROUPS = ("simple", "neural", "prompted", "tuned prompts")
+
+
+def read_published(path: str | Path) -> dict[str, Any]:
+    """Return a published table of results, such as data/published/recprompt.json.
+
+    Returns:
+        ``paper``, ``repository``, ``commit`` and ``table`` (where it was read), ``remark`` (what to say beside it),
+        ``n_impressions``, and ``rows``: ``name``, ``group`` (of `PUBLISHED_GROUPS`), each of `PUBLISHED_METRICS` as a
+        fraction, the same with ``_sd`` (standard deviation over the authors' runs), ``trained_on`` (a text),
+        ``categories`` (did it read them) and ``categories_by`` (how that is known). ``logged`` has a remark and rows of
+        its own, of runs that the source records outside its table. None means: the source does not say.
+
+    Raises:
+        UserError: if the file is missing or is not such a table.
+
+    >>> table = read_published("data/published/recprompt.json")
+    >>> len(table["rows"]), table["rows"][-1]["name"], table["rows"][-1]["auc"]
+    (16, 'RecPrompt CoT, GPT-4', 0.6943)
+    """
+    advice = "restore it from the repository"
+    table = read_json(path, advice)
+    logged = table.get("logged") or {"remark": "", "rows": []}
+    try:
+        texts = [table[key] for key in ("paper", "repository", "commit", "table", "remark")]
+        rows, more = table["rows"], logged["rows"]
+        for row in [*rows, *more]:
+            texts += [row["name"], row["categories_by"]]
+            numbers = [row[metric] for metric in PUBLISHED_METRICS]
+            numbers += [row[f"{metric}_sd"] for metric in PUBLISHED_METRICS if row in rows]
+            if not all(is_number(value) and value is not None and 0 <= value <= 1 for value in numbers):
+                raise UserError(f"{path}: {row['name']!r} holds {numbers}, expected fractions; {advice}")
+            if row["group"] not in PUBLISHED_GROUPS:
+                raise UserError(f"{path}: {row['name']!r} is of no known group, {row['group']!r}; {advice}")
+            if row["categories"] not in (True, False, None) or not isinstance(row["trained_on"], str | None):
+                raise UserError(f"{path}: {row['name']!r} has an unfit categories or trained_on; {advice}")
+    except (KeyError, TypeError) as error:
+        raise UserError(f"{path}: not a table of published rows ({error!r}); {advice}") from None
+    if not rows or not all(isinstance(text, str) and text for text in texts):
+        raise UserError(f"{path}: a table of published rows without rows, or without a text; {advice}")
+    return table | {"logged": logged}
