@@ -12,12 +12,13 @@ import pyarrow as pa
 from mindlab import predictions, protocols
 from mindlab.errors import UserError
 from mindlab.files import lock, write_json
-from mindlab.mind import Impressions, Mind, News, read_mind
+from mindlab.mind import Impressions, Mind, News, no_impressions, read_mind
 from mindlab.recommenders import (
     COSTLY,
     CROSS,
     HIDDEN,
     LEARNED,
+    NEEDS_NO_CLICKS,
     SIMPLE,
     STREAMING,
     UNTRAINED,
@@ -70,21 +71,30 @@ def compare(
     """Fit and score each named recommender; return its run folders, ``out/<name>``.
 
     A run that is there already, of the same request and data, is kept. Fitting uses the protocol's
-    `train` split (the refit, 9-14 November), `valid` being part of it. Raises UserError for an unknown
-    name, a folder that holds another run, and one that another process is writing to.
+    `train` split (the refit, 9-14 November), `valid` being part of it. Of data without a training split only
+    what needs no clicks applies; that may choose on `valid`. Raises UserError for an unknown name or one that does
+    not apply, a folder that holds another run, and one that another process is writing to.
     """
-    known = [*SIMPLE, *COSTLY, ORACLE, *BLIND]
+    protocols.check(request.protocol)
+    protocols.folders_of(request.protocol, request.split, request.data)  # does it apply to the data?
+    # `seed` needs train alone; dev is read for the log of the past, which the streaming rows ask.
+    folders = protocols.folders_of("dev", request.split, request.data)
+    has_training = "train" in folders
+    known = [*SIMPLE, *COSTLY, ORACLE, *BLIND, *cross_encoder_rows(request)]
     for name in names:
-        if name in (encoder_row(request), *cross_encoder_rows(request)):
+        if name == encoder_row(request) or (name in cross_encoder_rows(request) and has_training):
             continue
         if name not in known:
             raise UserError(f"no recommender {name!r}; expected one of {', '.join(known)}")
+        if not has_training and name not in names_of(request.protocol, has_training):
+            raise UserError(
+                f"{name} learns from clicks, and {request.data} has no training split; leave it out, or use a MIND "
+                "folder with train/"
+            )
         if name not in names_of(request.protocol):
             raise UserError(
                 f"{name} does not apply to protocol {request.protocol} (see mindlab/protocols.py)"
             )
-    # `seed` needs train alone; dev is read for the log of the past, which the streaming rows ask.
-    folders = protocols.folders_of("dev", request.split)
     hashes = data_hashes(request.data, folders)
     mind: Mind | None = None
     for name in progress(names):
@@ -128,13 +138,19 @@ def cross_encoder_rows(request: Request) -> tuple[str, ...]:
     return name, name + UNTRAINED
 
 
-def names_of(protocol: str) -> list[str]:
-    """Return the recommenders that apply to a protocol.
+def names_of(protocol: str, has_training: bool = True) -> list[str]:
+    """Return the recommenders that apply to a protocol, on data with or without a training split.
 
     `sampled` has no times, so nothing that counts clicks in time applies; nor does it in `seed`, which trains and
     tests on the same days. An oracle's utilities belong to whole impressions. What is costly is there for the honest
     protocols.
+
+    >>> "popularity" in names_of("dev", has_training=False), names_of("seed", has_training=False)
+    (False, [])
     """
+    if not has_training:
+        applies = () if protocol in protocols.NEEDS_TRAINING else NEEDS_NO_CLICKS
+        return [name for name in names_of(protocol) if name in applies]
     if protocol in ("sampled", "seed"):
         return [*(BLIND if protocol == "seed" else ()), *(name for name in SIMPLE if name not in STREAMING)]
     return [*SIMPLE, *COSTLY, *([ORACLE] if protocol == "dev" else [])]
@@ -149,7 +165,8 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path, hashes: Mapping
     rows = protocols.limit(len(splits[request.split]), request.limit, request.seed)
     test = splits[request.split].take(rows)
     # On the validation split nothing of its own day may be learned from.
-    train = splits["fit" if request.split == "valid" else "train"]
+    # Without a training split there is nothing to learn from: no history of a test user may get in here.
+    train = splits.get("fit" if request.split == "valid" else "train", no_impressions())
     seeds = [request.seed + k for k in range(_n_seeds(request, name))]
     reset_peak_memory()
     train_seconds, score_seconds = [], []

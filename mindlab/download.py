@@ -63,11 +63,15 @@ Bars = Callable[[str], AbstractContextManager[Bar | None]]
 
 @dataclass(frozen=True)
 class Route:
-    """Where the zips are, and with whose token; `base` ends with a slash."""
+    """Where the files are, and with whose token; `base` ends with a slash."""
 
     base: str
     token: str | None = None
     is_gated: bool = False
+    kind: str = "zip"  # what each file is
+    start: bytes = b"PK"  # and how it begins
+    page: str = PAGE  # where a browser finds them
+    then: str = "check it with --check"  # what to do with one that came by a browser
 
 
 def official() -> Route:
@@ -98,13 +102,7 @@ def fetch(
     if path.exists():
         log(f"{path}: already here")
         return path
-    try:
-        out.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise UserError(f"{out}: cannot be made a folder ({error.strerror}); give another") from None
-    part = out / f"{name}.part"
-    with bars(name) as bar:
-        expected = _transfer(route, name, part, log, bar)
+    part, expected = transfer(name, out, route, log, bars)
     if expected and (found := sha256(part)) != expected:
         part.unlink()
         raise UserError(f"{path}: SHA-256 is {found}, the server says {expected}; run again to fetch it anew")
@@ -126,6 +124,26 @@ def fetch(
     return path
 
 
+def transfer(
+    name: str,
+    out: Path,
+    route: Route,
+    log: Callable[[str], None] = lambda line: None,
+    bars: Bars = lambda name: nullcontext(None),
+) -> tuple[Path, str | None]:
+    """Fill ``<name>.part`` in the folder `out`, from where it ends; return it and the SHA-256 that the server tells.
+
+    Raises `UserError` as `fetch` does; what came is looked at no further.
+    """
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"{out}: cannot be made a folder ({error.strerror}); give another") from None
+    part = out / f"{name}.part"
+    with bars(name) as bar:
+        return part, _transfer(route, name, part, log, bar)
+
+
 def _transfer(route: Route, name: str, part: Path, log: Callable[[str], None], bar: Bar | None) -> str | None:
     """Fill `part`; return the SHA-256 that the server tells, if it does."""
     tries = 0
@@ -144,7 +162,7 @@ def _transfer(route: Route, name: str, part: Path, log: Callable[[str], None], b
             if tries > len(WAITS) or _is_unknown_host(error):
                 raise UserError(
                     f"{route.base}{name}: {_reason(error)}; {kept}. Check the network and run again to go on, "
-                    f"or {_by_hand(part)}"
+                    f"or {_by_hand(route, part)}"
                 ) from error
             log(f"{name}: {_reason(error)}; {kept}; going on in {WAITS[tries - 1]} s")
             time.sleep(WAITS[tries - 1])
@@ -180,10 +198,10 @@ def _request(route: Route, name: str, part: Path, have: int, bar: Bar | None) ->
             bar.refresh()
         with part.open("ab" if have else "wb") as file:
             for chunk in response.iter_content(CHUNK):
-                if not file.tell() and not chunk.startswith(b"PK"):
+                if not file.tell() and not chunk.startswith(route.start):
                     raise UserError(
-                        f"{response.url.split('?')[0]}: sent something else than a zip "
-                        f"(it begins {chunk[:20]!r}); {_by_hand(part)}"
+                        f"{response.url.split('?')[0]}: sent something else than a {route.kind} "
+                        f"(it begins {chunk[:20]!r}); {_by_hand(route, part)}"
                     )
                 file.write(chunk)
                 if bar is not None:
@@ -200,7 +218,9 @@ def _check_answer(response: requests.Response, route: Route, name: str) -> None:
     if code in (200, 206):
         kind = response.headers.get("Content-Type", "")
         if kind.startswith("text/html"):
-            raise UserError(f"{where}: sent a web page (a login or error page), not a zip; {_by_hand(None)}")
+            raise UserError(
+                f"{where}: sent a web page (a login or error page), not a {route.kind}; {_by_hand(route, None)}"
+            )
         return
     if code in (401, 403) and route.is_gated:
         login = (
@@ -217,15 +237,15 @@ def _check_answer(response: requests.Response, route: Route, name: str) -> None:
             f"use the official page: leave --from out"
         )
     if code == 404:
-        raise UserError(f"{where}: 404, no such file there; {_by_hand(None)}")
+        raise UserError(f"{where}: 404, no such file there; {_by_hand(route, None)}")
     if code == 429 or code >= 500:
         raise requests.ConnectionError(f"the server answers {code} {response.reason}")
-    raise UserError(f"{where}: the server answers {code} {response.reason}; {_by_hand(None)}")
+    raise UserError(f"{where}: the server answers {code} {response.reason}; {_by_hand(route, None)}")
 
 
-def _by_hand(part: Path | None) -> str:
+def _by_hand(route: Route, part: Path | None) -> str:
     folder = f" into {part.parent}" if part else ""
-    return f"download it in a browser from {PAGE}{folder}, then check it with --check"
+    return f"download it in a browser from {route.page}{folder}, then {route.then}"
 
 
 def _told_hash(responses: list[requests.Response]) -> str | None:

@@ -23,7 +23,7 @@ from mindlab.errors import UserError
 from mindlab.files import check_zip
 from mindlab.parallel import thread_map
 
-SPLITS = ("train", "dev", "test")
+SPLITS = ("train", "valid", "dev", "test")  # MIND has no valid/; a folder without train/ may hold one
 NEWS_COLUMNS = (
     "id",
     "category",
@@ -137,12 +137,35 @@ class Mind:
     report: dict[str, Any]
 
 
+def no_impressions() -> Impressions:
+    """Return labelled impressions of which there are none, nor histories: what there is to learn from without train/."""
+    return Impressions(
+        ids=np.zeros(0, np.int64),
+        users=np.zeros(0, object),
+        times=np.zeros(0, "datetime64[s]"),
+        history=np.zeros(0, np.int32),
+        history_offsets=np.zeros(1, np.int64),
+        history_news=np.zeros(0, np.int32),
+        offsets=np.zeros(1, np.int64),
+        news=np.zeros(0, np.int32),
+        labels=np.zeros(0, np.int8),
+    )
+
+
+def splits_in(folder: str | Path) -> tuple[str, ...]:
+    """Return the splits that a folder or zip holds, in the order of `SPLITS`; UserError as of `read_mind` if none."""
+    try:
+        return tuple(_find_splits(Path(folder), None))
+    except PermissionError as error:
+        raise UserError(f"{error.filename}: may not be read; check its permissions") from None
+
+
 def read_mind(
     folder: str | Path, splits: Sequence[str] | None = ("train", "dev"), missing: str = "error"
 ) -> Mind:
     r"""Read MIND's news.tsv and behaviors.tsv, every news an int32 index into one merged catalogue.
 
-    `folder` holds ``train/``, ``dev/``, ``test/``, or MIND's own names (``MINDsmall_train/``), or zips
+    `folder` holds ``train/``, ``dev/``, ``test/`` (or ``valid/``), or MIND's own names (``MINDsmall_train/``), or zips
     of these; or it is one split's folder (then `splits` has one entry, its name), or a zip of any of
     this. The files may be gzipped (``news.tsv.gz``). ``splits=None`` reads every split found. The news
     of all splits read are merged. Zero-width spaces (U+200B) are removed from titles and abstracts.

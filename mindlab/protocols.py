@@ -6,18 +6,25 @@ of each as the target. `dev` is the honest one: fit on 9-13 November, choose on 
 literature on language models reports, and are here to show how a protocol makes a number:
 `sampled-impression` is `dev` with one click and 20 non-clicks of each test impression; `sampled` (as LLM-TRSR,
 https://arxiv.org/abs/2403.13325) asks for the last click of a history among 20 news drawn from the whole catalogue.
+
+A folder that has ``valid/`` in place of ``train/`` (mindlab/recprompt.py) has nothing to train on: `dev` and
+`sampled-impression` choose on that and report on dev, the other two do not apply.
 """
 
+from collections.abc import Iterable
 from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 
 from mindlab.errors import UserError
-from mindlab.mind import Impressions, Mind
+from mindlab.mind import Impressions, Mind, splits_in
 
+VALIDATION = "valid"  # a split of `dev`; of MIND's files only where there is no training split
 VALIDATION_DAY = np.datetime64("2019-11-14")
 SEED_TRAIN_SHARE = 0.8
 PROTOCOLS = ("seed", "dev", "sampled", "sampled-impression")
+NEEDS_TRAINING = ("seed", "sampled")
 SUBMISSION, SUBMITTED = "submission", "test"  # a split of `dev`, and MIND's name for it
 NEGATIVES = 20  # of a test case of the two sampled protocols
 INTERACTIONS = 10, 25  # clicks before the target that `sampled` shows: at least, at most
@@ -38,15 +45,19 @@ def dev_splits(mind: Mind) -> dict[str, Impressions]:
     """Return `fit` (9-13 Nov), `valid` (14 Nov), `train` (both, for the refit) and `test` (dev).
 
     `submission` is MIND's own test split, which has no labels: what its leaderboard wants ranked. Rows stay in
-    file order. A split whose file was not read is left out.
+    file order. A split whose file was not read is left out. Of data without a training split that has ``valid/``,
+    that is `valid`, and there is no `fit` and no `train`.
     """
-    train = _split(mind, "train")
-    is_valid = train.times.astype("datetime64[D]") >= VALIDATION_DAY
-    splits = {
-        "fit": train.take(np.flatnonzero(~is_valid)),
-        "valid": train.take(np.flatnonzero(is_valid)),
-        "train": train,
-    }
+    if "train" not in mind.splits and VALIDATION in mind.splits:
+        splits = {VALIDATION: _split(mind, VALIDATION)}
+    else:
+        train = _split(mind, "train")
+        is_valid = train.times.astype("datetime64[D]") >= VALIDATION_DAY
+        splits = {
+            "fit": train.take(np.flatnonzero(~is_valid)),
+            VALIDATION: train.take(np.flatnonzero(is_valid)),
+            "train": train,
+        }
     if "dev" in mind.splits:
         splits["test"] = mind.splits["dev"]
     if SUBMITTED in mind.splits:
@@ -54,15 +65,38 @@ def dev_splits(mind: Mind) -> dict[str, Impressions]:
     return splits
 
 
-def folders_of(protocol: str, split: str) -> tuple[str, ...]:
-    """Return the splits of MIND's files that a split of a protocol needs.
+def folders_of(protocol: str, split: str, data: str | Path) -> tuple[str, ...]:
+    """Return the splits of MIND's files in the folder `data` that a split of a protocol needs.
 
-    >>> folders_of("seed", "test"), folders_of("dev", "test"), folders_of("dev", "submission")
-    (('train',), ('train', 'dev'), ('train', 'dev', 'test'))
+    Whether they are there and whole, `read_mind` says.
+
+    Raises:
+        UserError: if `data` has ``valid/`` in place of ``train/`` and the protocol needs to train.
+
+    >>> folders_of("seed", "test", "data/sample"), folders_of("dev", "test", "data/sample")
+    (('train',), ('train', 'dev'))
+    >>> folders_of("dev", "submission", "data/sample")
+    ('train', 'dev', 'test')
     """
+    try:
+        here = splits_in(data)
+    except UserError:
+        here = ()
+    has_training = "train" in here or VALIDATION not in here
+    if not has_training:
+        _check_training(protocol, here, str(data))
     if protocol == "seed":
         return ("train",)
-    return ("train", "dev", *([SUBMITTED] if split == SUBMISSION else []))
+    return ("train" if has_training else VALIDATION, "dev", *([SUBMITTED] if split == SUBMISSION else []))
+
+
+def _check_training(protocol: str, splits: Iterable[str], data: str) -> None:
+    """Raise `UserError` if a protocol needs the training split, and `splits`, those there are, are without it."""
+    if protocol in NEEDS_TRAINING and "train" not in splits:
+        raise UserError(
+            f"protocol {protocol} needs a training split, and {data} has no train split, only {', '.join(splits)}; "
+            "choose --protocol dev, or give a folder that holds train/"
+        )
 
 
 def check(protocol: str) -> None:
@@ -74,6 +108,7 @@ def check(protocol: str) -> None:
 def splits_of(protocol: str, mind: Mind, seed: int) -> dict[str, Impressions]:
     """Return the splits of the protocol with that name."""
     check(protocol)
+    _check_training(protocol, mind.splits, "the data")
     if protocol == "seed":
         return seed_splits(mind, seed)
     if protocol == "dev":

@@ -153,7 +153,9 @@ class Work:
     @cached_property
     def mind(self) -> Mind:
         """The data that the protocol's split is made from."""
-        return read_mind(self.request.data, protocols.folders_of(self.request.protocol, self.request.split))
+        request = self.request
+        folders = protocols.folders_of(request.protocol, request.split, request.data)
+        return read_mind(request.data, folders)
 
     @cached_property
     def whole(self) -> Impressions:
@@ -381,7 +383,8 @@ def _shift(request: Request, mind: Mind) -> float | None:
         return None
     settings = factory.settings_of(request.adapter) or {}
     share = alpaca.share_of_yes(settings.get("dataset_dir", ""), settings.get("dataset", ""))
-    clicked = float(mind.splits["train"].labels.mean())
+    known = mind.splits["train"] if "train" in mind.splits else mind.splits[protocols.VALIDATION]
+    clicked = float(known.labels.mean())
     if request.protocol == "sampled":
         clicked = 1 / (1 + protocols.NEGATIVES)
     return None if share is None else log_odds_shift(share, clicked)
@@ -639,4 +642,5 @@ def _input_hashes(request: Request) -> dict[str, str]:
     names = ("*.safetensors", "tokenizer.json", "config.json", "adapter_config.json")
     files = [path for folder in folders if folder.is_dir() for name in names for path in folder.glob(name)]
     hashes = {path.as_posix(): sha256(path) for path in sorted(files)}
-    return {**data_hashes(request.data, protocols.folders_of(request.protocol, request.split)), **hashes}
+    folders = protocols.folders_of(request.protocol, request.split, request.data)
+    return {**data_hashes(request.data, folders), **hashes}
