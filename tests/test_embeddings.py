@@ -14,6 +14,7 @@ from mindlab.metrics import ranking_metrics
 from mindlab.recommenders.base import late_rows, score_without_labels, some_candidates
 from mindlab.recommenders.boosting import EmbeddingBoosting
 from mindlab.recommenders.embedding import (
+    LME,
     MEAN,
     READERS,
     EmbeddingCosine,
@@ -187,6 +188,40 @@ def test_readers_equal_the_formulas():
         assert profiles[test.history[i]] @ vectors[0] == pytest.approx(
             naive_score(clicked, vectors[0], MEAN), abs=1e-6
         )
+
+
+def test_log_mean_exp_by_hand():
+    # Right angles and 45 degrees, so that every cosine is 0, 1 or 1 / sqrt(2).
+    vectors = unit(np.array([[1, 0.0], [0, 1.0], [1, 1.0], [-1, 0.0]]))
+    test = make_impressions([("U1", 0, [0, 1, 1], [0, 2, 3], [1, 0, 0]), ("U2", 1, [], [0, 1], [1, 0])])
+    (found,) = reader_scores(test, vectors, [Reader("lme", 2.0)])
+    e = np.exp
+    wanted = [np.log((e(2) + 1 + 1) / 3), 2 / np.sqrt(2), np.log((e(-2) + 1 + 1) / 3)]
+    assert found == pytest.approx([*wanted, 0.0, 0.0], abs=1e-6)
+    (far,) = reader_scores(test, vectors, [Reader("lme", 1e4)])  # where exp alone would be infinite
+    assert far[:3] == pytest.approx([1e4 - np.log(3), 1e4 / np.sqrt(2), np.log(2 / 3)], rel=1e-6, abs=1e-3)
+
+
+def test_log_mean_exp_equals_the_plain_formula():
+    rng = np.random.default_rng(0)
+    vectors, test = unit(rng.normal(size=(40, 6))), random_impressions(rng)
+    mean, found = reader_scores(test, vectors, [MEAN, LME])
+    assert np.array_equal(mean, reader_scores(test, vectors, [MEAN])[0])
+    for i in range(len(test)):
+        clicked = vectors[test.reader_history(i)].astype(float)
+        for news, score in zip(test.candidates(i), found[test.offsets[i] : test.offsets[i + 1]], strict=True):
+            wanted = np.log(np.exp(10 * clicked @ vectors[news]).mean()) if len(clicked) else 0.0
+            assert score == pytest.approx(wanted, abs=1e-5)
+    assert LME not in READERS
+
+
+def test_the_ranker_takes_log_mean_exp(tmp_path):
+    news, train = tasteful(60, 0)
+    model = EmbeddingCosine(Hidden(0.1), "lme", (LME,), cache=tmp_path).fit(train, news, None, None)
+    assert model.chosen == {"centred": False, "reader": "lme", "strength": 10.0}
+    scores = score_without_labels(model, train, news)
+    assert np.array_equal(scores, reader_scores(train, model.vectors, [LME])[0])
+    assert auc_of(model, train, news) > 0.95
 
 
 def test_what_matters_to_a_reader():

@@ -12,9 +12,9 @@ from mindlab.errors import UserError
 from mindlab.recommenders.augmented import TextBoosting, TokenTfIdf
 from mindlab.recommenders.base import Recommender
 from mindlab.recommenders.boosting import Boosting, EmbeddingBoosting
-from mindlab.recommenders.category import CategoryShare
+from mindlab.recommenders.category import CategoriesShare, CategoryShare, SubcategoryShare
 from mindlab.recommenders.chance import Random
-from mindlab.recommenders.embedding import CENTRED, READERS, EmbeddingCosine, EmbeddingLogistic
+from mindlab.recommenders.embedding import CENTRED, LME, READERS, EmbeddingCosine, EmbeddingLogistic
 from mindlab.recommenders.freshness import Freshness
 from mindlab.recommenders.popularity import StaticPopularity, StreamingPopularity
 from mindlab.recommenders.tfidf import TfIdf
@@ -82,9 +82,13 @@ PAIRS = [
 # Those that need nothing but data, and the embedded model; `oracle` needs a file and is built by its own class.
 SIMPLE = {
     kind.name: kind
-    for kind in (Random, StaticPopularity, StreamingPopularity, Freshness, CategoryShare, TfIdf, Boosting)
+    for kind in (
+        *(Random, StaticPopularity, StreamingPopularity, Freshness),
+        *(CategoryShare, SubcategoryShare, CategoriesShare, TfIdf, Boosting),
+    )
 } | {
     "minilm": lambda: EmbeddingCosine(MiniLMEncoder()),
+    "minilm-lme": lambda: EmbeddingCosine(MiniLMEncoder(), "minilm-lme", (LME,)),
     "minilm-readers": lambda: EmbeddingCosine(MiniLMEncoder(), "minilm-readers", READERS, CENTRED),
     EMBEDDED: partial(hidden_states, f"models/{embedded_model.NAME}", EMBEDDED),
     "embeddings-logistic": lambda: EmbeddingLogistic([MiniLMEncoder()]),
@@ -95,7 +99,10 @@ SIMPLE = {
 
 # Those that learn nothing from training impressions, so they apply to data without a training split. The last two may
 # choose on the validation split how vectors are read.
-NEEDS_NO_CLICKS = (Random.name, CategoryShare.name, TfIdf.name, "minilm", "minilm-readers", EMBEDDED)
+NEEDS_NO_CLICKS = (
+    *(Random.name, CategoryShare.name, SubcategoryShare.name, CategoriesShare.name, TfIdf.name),
+    *("minilm", "minilm-lme", "minilm-readers", EMBEDDED),
+)
 
 # Those that read a text for each pair of reader and candidate, or write one for each reader: seconds an impression on a
 # CPU, so they are scored on a choice of impressions, as language models are.

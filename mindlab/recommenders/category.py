@@ -10,13 +10,15 @@ from mindlab.recommenders.past import PastLog
 
 
 class CategoryShare:
-    """Score = share of the reader's history that is in the candidate's category.
+    """Score = share of the user's history that is in the candidate's category, summed over `columns`.
 
-    An empty history scores 0 for every candidate, so all of them tie.
+    An empty history scores 0 for every candidate, so all of them tie. Names are compared as they stand, each column
+    by itself: a subcategory name that occurs under two categories is one subcategory, and so is the empty name.
     """
 
     name = "category"
     track = "static"
+    columns: tuple[str, ...] = ("category",)  # of `News`
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
@@ -25,5 +27,19 @@ class CategoryShare:
         return self
 
     def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
-        """Return the shares of the candidates' categories."""
-        return history_share(test, news.category)
+        """Return the sum of the shares, from 0 to the number of columns."""
+        return np.sum([history_share(test, getattr(news, column)) for column in self.columns], axis=0)
+
+
+class SubcategoryShare(CategoryShare):
+    """Score = share of the user's history that is in the candidate's subcategory."""
+
+    name = "subcategory"
+    columns = ("subcategory",)
+
+
+class CategoriesShare(CategoryShare):
+    """Score = share of the history in the candidate's category plus that in its subcategory, the plain sum."""
+
+    name = "categories"
+    columns = ("category", "subcategory")

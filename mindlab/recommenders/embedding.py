@@ -22,7 +22,9 @@ class Reader(NamedTuple):
     - mean: the mean of the clicked news' vectors;
     - recent: the same with weights that halve every `strength` clicks back;
     - attention: each candidate weighs the history by the softmax of its cosines times `strength`, so that the news
-      most like it count most (without learned weights; with them it is DIN's, Zhou et al., KDD 2018).
+      most like it count most (without learned weights; with them it is DIN's, Zhou et al., KDD 2018);
+    - lme: log(mean over the clicks of exp(`strength` * cosine)), a smooth maximum: one click of the same subject counts
+      for more than many of other subjects count against it.
     """
 
     kind: str = "mean"
@@ -31,7 +33,12 @@ class Reader(NamedTuple):
 
 MEAN = Reader()
 READERS = (MEAN, *(Reader("recent", k) for k in (4.0, 16.0)), *(Reader("attention", k) for k in (5.0, 15.0)))
+LME = Reader("lme", 10.0)  # not one of READERS, which other rows choose among and take as features
 CENTRED = (False, True)
+PAIRWISE = (
+    "attention",
+    "lme",
+)  # that read each click beside each candidate and have no vector of the history
 
 
 def unit(vectors: np.ndarray) -> np.ndarray:
@@ -49,7 +56,7 @@ def reader_scores(test: Impressions, vectors: np.ndarray, readers: Sequence[Read
     """Return the score of every candidate for each way to read a history, float64 (len(readers), n_candidates).
 
     `vectors` are unit rows (n_news, width). `mean` and `recent` give the cosine of candidate and reader, `attention`
-    the weighted mean of the cosines with the history. An empty history scores 0.
+    the weighted mean of the cosines with the history, `lme` up to `strength`. An empty history scores 0.
     """
     scores = np.zeros((len(readers), len(test.news)))
     latest, clicked, profiles = -1, vectors[:0], None
@@ -63,29 +70,33 @@ def reader_scores(test: Impressions, vectors: np.ndarray, readers: Sequence[Read
         here = slice(*test.offsets[row : row + 2])
         candidates = vectors[test.news[here]]
         scores[:, here] = profiles @ candidates.T
-        near = candidates @ clicked.T if any(one.kind == "attention" for one in readers) else None
+        near = candidates @ clicked.T if any(one.kind in PAIRWISE for one in readers) else None
         for k, one in enumerate(readers):
-            if one.kind == "attention":
-                weights = np.exp(one.strength * (near - near.max(1, keepdims=True)))
-                scores[k, here] = (weights * near).sum(1) / weights.sum(1)
+            if one.kind in PAIRWISE:
+                most = near.max(1, keepdims=True)  # taken away first, so that no exponential overflows
+                weights = np.exp(one.strength * (near - most))
+                if one.kind == "lme":
+                    scores[k, here] = one.strength * most[:, 0] + np.log(weights.mean(1))
+                else:
+                    scores[k, here] = (weights * near).sum(1) / weights.sum(1)
     return scores
 
 
 def reader_vectors(test: Impressions, vectors: np.ndarray, reader: Reader = MEAN) -> np.ndarray:
-    """Return the unit vector of each distinct history of `test`, float32 (n_histories, width); not for attention."""
+    """Return the unit vector of each distinct history of `test`, float32 (n_histories, width); not for `PAIRWISE`."""
     bounds = zip(test.history_offsets[:-1], test.history_offsets[1:], strict=True)
     return np.concatenate([_profiles(vectors[test.history_news[a:b]], [reader]) for a, b in bounds])
 
 
 def _profiles(clicked: np.ndarray, readers: Sequence[Reader]) -> np.ndarray:
-    """Return one unit vector a reader, of zeros for `attention`, which has none."""
+    """Return one unit vector a reader, of zeros for `PAIRWISE`, which have none."""
     weights = np.array([_weights(one, len(clicked)) for one in readers], np.float32)
     return unit(weights @ clicked)
 
 
 def _weights(reader: Reader, n: int) -> np.ndarray:
     """Return what each of n clicks counts, the oldest first."""
-    if reader.kind == "attention":
+    if reader.kind in PAIRWISE:
         return np.zeros(n)
     return 0.5 ** (np.arange(n)[::-1] / reader.strength) if reader.kind == "recent" else np.ones(n)
 
@@ -119,6 +130,8 @@ class EmbeddingCosine:
         found = news_vectors(news, self.encoder, CACHE if self.cache is None else self.cache)
         self.saved_seconds = found.seconds if found.is_kept else 0.0
         known = np.union1d(train.news, train.history_news)
+        if valid is not None:  # a part of `train`, where there is a training split
+            known = np.union1d(known, np.union1d(valid.news, valid.history_news))
         self.tried: list[dict[str, Any]] = []
         views = list(product(range(len(self.encoder.views)), self.centred))
         best = 0
@@ -151,7 +164,7 @@ class EmbeddingCosine:
 def _view(values: np.ndarray, known: np.ndarray, view: int, is_centred: bool) -> np.ndarray:
     """Return the unit vectors of one view of (n_news, n_views, width)."""
     vectors = unit(values[:, view])
-    return unit(vectors - vectors[known].mean(0)) if is_centred else vectors
+    return unit(vectors - vectors[known].mean(0)) if is_centred and len(known) else vectors
 
 
 class EmbeddingFeatures:
