@@ -11,6 +11,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from mindlab import recprompt
 from mindlab.errors import UserError
 from mindlab.mind import SPLITS, Impressions, Mind, read_mind
 from mindlab.protocols import VALIDATION_DAY
@@ -36,6 +37,9 @@ DAYS = {
     "test": ("2019-11-16", "2019-11-22"),
 }
 AGAIN = "fetch it again"
+# Of the published RecPrompt files: impressions, and how often the click stands at each of the ten places.
+RECPROMPT = {"dev": (400, 40), "valid": (100, 10)}
+RECPROMPT_CANDIDATES, RECPROMPT_HISTORY = 10, (1, 25)
 
 
 @dataclass(frozen=True)
@@ -67,6 +71,8 @@ def examine(folder: str | Path) -> list[Finding]:
         mind = read_mind(folder, splits=None, missing="drop")
     except UserError as error:
         return [Finding("fault", text) for text in _faults_by_split(folder, str(error))]
+    if recprompt.is_one(folder):
+        return _sorted(_examine_recprompt(folder, mind))
     size, findings = _size(folder, mind)
     odd = "fault" if size else "note"
     for split, impressions in mind.splits.items():
@@ -83,7 +89,79 @@ def examine(folder: str | Path) -> list[Finding]:
         findings.append(
             Finding("note", f"{differing} news rows repeat an id with other details; the first counts")
         )
+    return _sorted(findings)
+
+
+def _sorted(findings: list[Finding]) -> list[Finding]:
     return sorted(findings, key=lambda finding: ("fault", "note", "ok").index(finding.kind))
+
+
+def _examine_recprompt(folder: Path, mind: Mind) -> list[Finding]:
+    """Return what there is to say about a folder that `mindlab.recprompt` wrote.
+
+    What is not as published is a fault in the published impressions, and a note in a pair of one's own.
+    """
+    is_published = recprompt.is_published(folder)
+    odd = "fault" if is_published else "note"
+    findings = [
+        Finding(
+            "note", "no training split: only methods that learn from no clicks apply (see data/README.md)"
+        ),
+        Finding("ok", "the impressions that the RecPrompt paper measured GPT-4 on")
+        if is_published
+        else Finding("note", "not the published impressions of RecPrompt: no comparison with its table"),
+    ]
+    findings += [
+        Finding("fault", f"{name}: not as it was written; fetch the folder again (--size recprompt)")
+        for name in recprompt.changed(folder)
+    ]
+    findings += [
+        Finding("fault", f"no {split} split in {folder}; fetch the folder again (--size recprompt)")
+        for split in RECPROMPT
+        if split not in mind.splits
+    ]
+    for split, rows in mind.splits.items():
+        findings += _examine_split(split, rows, mind.report["splits"][split], odd)
+        if split in RECPROMPT and rows.labels is not None:
+            unlike = [Finding(odd, f"{split}: {text}") for text in _unlike_recprompt(split, rows)]
+            as_published = (
+                f"{split}: {RECPROMPT_CANDIDATES} candidates and one click each, which stands at each place "
+                f"{RECPROMPT[split][1]} times; histories of {RECPROMPT_HISTORY[0]} to {RECPROMPT_HISTORY[1]} clicks"
+            )
+            findings += unlike or [Finding("ok", as_published)]
+    # The zero-width spaces that some of MIND's titles begin with are away already.
+    unstripped = sum(title != title.strip() for title in mind.news.title)
+    if unstripped:
+        findings.append(Finding("fault", f"{unstripped} titles with blanks around them; {AGAIN}"))
+    return findings
+
+
+def _unlike_recprompt(split: str, rows: Impressions) -> list[str]:
+    """Return how a split differs from the published one."""
+    impressions, each = RECPROMPT[split]
+    sizes = np.diff(rows.offsets)
+    clicks = np.add.reduceat(rows.labels, rows.offsets[:-1], dtype=np.int64)
+    lengths = np.diff(rows.history_offsets)[rows.history]
+    places = (np.arange(len(rows.news)) - np.repeat(rows.offsets[:-1], sizes))[rows.labels == 1]
+    at = np.bincount(places, minlength=RECPROMPT_CANDIDATES)
+    shortest, longest = RECPROMPT_HISTORY
+    moments = np.unique(rows.times)
+    told = []
+    if len(rows) != impressions:
+        told.append(f"{len(rows)} impressions and not {impressions}")
+    if wrong := int((sizes != RECPROMPT_CANDIDATES).sum()):
+        told.append(f"{wrong} impressions without exactly {RECPROMPT_CANDIDATES} candidates")
+    if wrong := int((clicks != 1).sum()):
+        told.append(f"{wrong} impressions without exactly one click")
+    if wrong := int(((lengths < shortest) | (lengths > longest)).sum()):
+        told.append(f"{wrong} histories that have not {shortest} to {longest} clicks")
+    if (at != each).any():
+        told.append(
+            f"the click stands {at.min()} to {at.max()} times at a place, and not {each} times at each"
+        )
+    if len(moments) != 1:
+        told.append(f"{len(moments)} different times, and not the one that they were given")
+    return told
 
 
 def _faults_by_split(folder: Path, first: str) -> list[str]:
@@ -191,6 +269,8 @@ def _examine_days(mind: Mind, odd: str) -> list[Finding]:
             )
         ]
     for split, found in days.items():
+        if split not in DAYS:
+            continue
         first, last = (np.datetime64(day) for day in DAYS[split])
         if found.min() < first or found.max() > last:
             findings.append(
