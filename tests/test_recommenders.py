@@ -2,16 +2,18 @@
 
 import re
 from dataclasses import replace
+from itertools import pairwise
 
 import numpy as np
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
+from mindlab.blend import BLENDS, z_scores
 from mindlab.errors import UserError
 from mindlab.metrics import ranking_metrics
-from mindlab.recommenders import NEURAL, SIMPLE, UNTRAINED, make_recommender
+from mindlab.recommenders import EMBEDDED, NEEDS_NO_CLICKS, NEURAL, SIMPLE, UNTRAINED, make_recommender
 from mindlab.recommenders.base import Recommender, history_share, score_without_labels
-from mindlab.recommenders.category import CategoryShare
+from mindlab.recommenders.category import CategoriesShare, CategoryShare, SubcategoryShare
 from mindlab.recommenders.chance import Random
 from mindlab.recommenders.freshness import Freshness
 from mindlab.recommenders.leak_rule import always_no, leak_rule
@@ -243,6 +245,72 @@ class TestEveryRecommender:
                 )
 
 
+def shuffled(rows, rng):
+    """Return the impressions with the candidates of each in another order, and where each stood before."""
+    order = np.concatenate([a + rng.permutation(b - a) for a, b in pairwise(rows.offsets)])
+    return replace(rows, news=rows.news[order], labels=rows.labels[order]), order
+
+
+class TestPositions:
+    """Where clicks stand may be balanced by construction, so a candidate's position must tell a method nothing."""
+
+    train = random_impressions(np.random.default_rng(0))
+    test = random_impressions(np.random.default_rng(1))
+    news = make_news(
+        [f"{i % 5} words {i}" for i in range(40)],
+        [f"c{i % 4}" for i in range(40)],
+        [f"s{i % 9}" for i in range(40)],
+    )
+    moved, order = shuffled(test, np.random.default_rng(2))
+
+    def check(self, score):
+        """Fail unless scores move with their candidates; not all are equal."""
+        before, after = score(self.test), score(self.moved)
+        # A network's sums depend on the order of what is in the batch, those of float32 vectors in the last digits;
+        # where a tree splits between two such digits, a score in some hundreds jumps.
+        assert np.std(before) > 0
+        has_moved = np.abs(after - before[self.order]) > 1e-3 * np.std(before)
+        assert np.mean(has_moved) < 0.01, "a position changed a score"
+
+    def scorer(self, recommender):
+        recommender, past = fitted(recommender, self.train, self.news), PastLog([self.train, self.test])
+        return lambda rows: score_without_labels(recommender, rows, self.news, past)
+
+    @pytest.mark.parametrize(
+        "name", [name for name in SIMPLE if name not in ("random", EMBEDDED, "tokens-tfidf")]
+    )
+    def test_scores_move_with_their_candidates(self, name):
+        self.check(self.scorer(make_recommender(name)))
+
+    def test_those_of_the_blend_do(self):
+        parts = [self.scorer(make_recommender(name)) for name in BLENDS["blend"]]
+        self.check(lambda rows: sum(z_scores(score(rows), rows.offsets) for score in parts))
+
+    def test_a_method_that_uses_positions_is_noticed(self):
+        category = self.scorer(CategoryShare())
+
+        def last_first(rows):
+            return category(rows) + 1e-3 * (
+                np.arange(len(rows.news)) - np.repeat(rows.offsets[:-1], np.diff(rows.offsets))
+            )
+
+        for score in (self.scorer(Random()), last_first):
+            with pytest.raises(AssertionError, match="a position changed a score"):
+                self.check(score)
+
+
+@pytest.mark.parametrize("name", [name for name in NEEDS_NO_CLICKS if name != EMBEDDED])
+def test_what_needs_no_clicks_is_fitted_without_any(name):
+    """On data without a training split; what is chosen is chosen on the validation split."""
+    none, valid = THREE.take(np.array([], int)), THREE.take(np.array([0, 1]))
+    none = replace(none, history_offsets=np.zeros(1, np.int64), history_news=none.history_news[:0])
+    for choose_on in (None, valid):
+        recommender = make_recommender(name).fit(none, NEWS, choose_on, np.random.default_rng(0))
+        scores = np.concatenate(scores_of(recommender))
+        assert np.isfinite(scores).all()
+        assert name == "subcategory" or np.std(scores) > 0  # NEWS has one subcategory
+
+
 class TestContract:
     class Peeker:
         name, track = "peeker", "static"
@@ -322,6 +390,22 @@ def test_category_share_by_hand():
     assert found[0].tolist() == [1.0, 0.0, 0.0]
     assert found[1] == pytest.approx([2 / 3, 1 / 3, 0])  # a repeated item counts twice
     assert found[2].tolist() == [0.0, 0.0, 0.0]  # no history: all tie
+
+
+def test_subcategory_and_both_shares_by_hand():
+    news = replace(NEWS, subcategory=np.array(["ball", "ice", "house", "ball", "ice"], dtype=object))
+    categories, subcategories, both = (
+        scores_of(fitted(kind(), news=news), news=news)
+        for kind in (CategoryShare, SubcategoryShare, CategoriesShare)
+    )
+    # U1 read news 0 (ball); U2 read 2, 2 and 0. A name counts under whatever category it stands: 3 is ball too.
+    assert subcategories[0].tolist() == [0.0, 0.0, 0.0]
+    assert subcategories[1] == pytest.approx([1 / 3, 0, 0])
+    assert both[0].tolist() == [1.0, 0.0, 0.0]
+    assert both[1] == pytest.approx([2 / 3 + 1 / 3, 1 / 3, 0])
+    assert both[2].tolist() == [0.0, 0.0, 0.0]
+    for i in range(3):
+        assert np.array_equal(both[i], categories[i] + subcategories[i])
 
 
 def test_history_share_equals_the_plain_count():
