@@ -218,6 +218,16 @@ def test_what_is_odd_is_a_fault_only_in_mind(folder, monkeypatch, is_mind):
     assert any("train: 1 users have more than one history" in text for text in odd)
 
 
+def test_a_validation_split_is_read_beside_the_others(folder):
+    """MIND has none, so there are no days that it must have."""
+    shutil.copytree(folder / "dev", folder / "valid")
+    found = [finding.text for finding in examine(folder)]
+    assert any(text.startswith("valid: 600 impressions") for text in found)
+    assert faults(folder) == []
+    shutil.rmtree(folder / "train")  # and takes no place of train/ where nothing says that it should
+    assert [line for line in faults(folder) if "no train split" in line]
+
+
 def test_no_such_folder_is_the_users_mistake(tmp_path):
     with pytest.raises(UserError, match="no such folder"):
         examine(tmp_path / "absent")

@@ -268,8 +268,8 @@ def test_the_script_fetches_from_the_gated_page_and_checks(server, tmp_path):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ([], "--size demo|small|large to fetch, or --check DIR"),
-        (["--size", "small", "--check", "x"], "--size demo|small|large to fetch, or --check DIR"),
+        ([], "--size demo|small|large|recprompt to fetch, or --check DIR"),
+        (["--size", "small", "--check", "x"], "--size demo|small|large|recprompt to fetch, or --check DIR"),
         (["--size", "demo"], "--from recommenders"),
         (["--size", "small", "--from", "ftp"], "expected official, recommenders, or an address"),
         (["--check", "no/such/folder"], "no such folder"),

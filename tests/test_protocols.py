@@ -12,6 +12,7 @@ from mindlab.protocols import (
     INTERACTIONS,
     NEGATIVES,
     dev_splits,
+    folders_of,
     limit,
     sampled_impressions,
     seed_splits,
@@ -92,6 +93,45 @@ def test_a_protocol_that_is_not_there_is_the_users_to_mend(week):
     bare = {"train": week.splits["train"].without_labels()}
     with pytest.raises(UserError, match="carries no labels"):
         dev_splits(replace(week, splits=bare))
+
+
+def test_data_without_a_training_split_chooses_on_valid_and_reports_on_dev(week):
+    valid, dev = week.splits["train"].take([0, 1, 2]), week.splits["dev"]
+    bare = replace(week, splits={"valid": valid, "dev": dev})
+    assert dev_splits(bare) == {"valid": valid, "test": dev}
+    for name, part in splits_of("sampled-impression", bare, 0).items():
+        assert part.ids.tolist() == {"valid": valid, "test": dev}[name].ids.tolist()
+    for protocol in ("seed", "sampled"):
+        with pytest.raises(
+            UserError, match=f"protocol {protocol} needs a training split, .* only valid, dev"
+        ):
+            splits_of(protocol, bare, 0)
+    # Where there is a training split, its last day is the one to choose on.
+    both = splits_of("dev", replace(week, splits={**week.splits, "valid": valid}), 0)
+    assert both["valid"].ids.tolist() == splits_of("dev", week, 0)["valid"].ids.tolist()
+    assert list(both) == ["fit", "valid", "train", "test"]
+
+
+def test_the_folders_that_a_protocol_reads(tmp_path):
+    def make(*names):
+        for name in names:
+            (tmp_path / name).mkdir()
+            (tmp_path / name / "news.tsv").write_text("x")
+        return tmp_path
+
+    # Where something is wrong with the data, the one who reads it says what.
+    assert folders_of("dev", "test", tmp_path / "absent") == ("train", "dev")
+    assert folders_of("seed", "test", make("dev")) == ("train",)
+    assert folders_of("dev", "test", make("valid")) == ("valid", "dev")
+    assert folders_of("sampled-impression", "valid", tmp_path) == ("valid", "dev")
+    for protocol in ("seed", "sampled"):
+        with pytest.raises(
+            UserError, match=f"protocol {protocol} needs a training split, and .* only valid, dev"
+        ):
+            folders_of(protocol, "test", tmp_path)
+    assert folders_of("dev", "test", make("MINDsmall_train")) == ("train", "dev")
+    assert folders_of("dev", "submission", tmp_path) == ("train", "dev", "test")
+    assert folders_of("seed", "test", tmp_path / "dev") == ("train",)  # one split's folder
 
 
 def test_limit_is_a_seeded_ascending_choice():
