@@ -221,7 +221,7 @@ def read_published(path: str | Path) -> dict[str, Any]:
     """Return a published table of results, such as data/published/recprompt.json.
 
     Returns:
-        ``paper``, ``repository``, ``commit`` and ``table`` (where it was read), ``remark`` (what to say beside it),
+        ``authors``, ``paper``, ``repository``, ``commit`` and ``table`` (where it was read), ``remark`` (to be said beside it),
         ``n_impressions``, and ``rows``: ``name``, ``group`` (of `PUBLISHED_GROUPS`), each of `PUBLISHED_METRICS` as a
         fraction, the same with ``_sd`` (standard deviation over the authors' runs), ``trained_on`` (a text),
         ``categories`` (did it read them) and ``categories_by`` (how that is known). ``logged`` has a remark and rows of
@@ -238,7 +238,7 @@ def read_published(path: str | Path) -> dict[str, Any]:
     table = read_json(path, advice)
     logged = table.get("logged") or {"remark": "", "rows": []}
     try:
-        texts = [table[key] for key in ("paper", "repository", "commit", "table", "remark")]
+        texts = [table[key] for key in ("authors", "paper", "repository", "commit", "table", "remark")]
         rows, more = table["rows"], logged["rows"]
         for row in [*rows, *more]:
             texts += [row["name"], row["categories_by"]]
