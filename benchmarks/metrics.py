@@ -2,7 +2,7 @@
 
 Both measure the same scores of MINDsmall's dev size (73,152 impressions), in turn (A B A B ...). The loop is what
 evaluate.py of github.com/msnews/MIND does: roc_auc_score, and NumPy for MRR and nDCG, on each impression. Then our side
-alone measures MINDlarge's dev size, and the bootstrap is timed on both.
+alone measures MINDlarge's dev size, and the intervals are timed on both.
 
 Examples:
   python -m benchmarks.metrics
@@ -17,12 +17,11 @@ from tqdm import tqdm
 
 from benchmarks.common import row, write
 from mindlab import cli
-from mindlab.metrics import RANKING_METRICS, clustered_intervals, ranking_metrics
+from mindlab.metrics import RANKING_METRICS, ranking_metrics, ranking_shares
 from mindlab.runs import peak_memory_mb, reset_peak_memory
 
 MINDSMALL_DEV = 73_152
 MINDLARGE_DEV = 376_471
-RESAMPLES = 1000
 
 
 def dcg(labels: np.ndarray, scores: np.ndarray, k: int) -> float:
@@ -87,17 +86,18 @@ def main() -> None:
         note=f"largest difference {worst:.0e}; memory beside the arrays themselves",
     )  # fmt: skip
     details = {
-        "bootstrap_seconds": bootstrap(ours, args.impressions, rng),
+        "interval_seconds": intervals((scores, labels, offsets), args.impressions, rng),
         "large": large(args.large, rng),
     }
     write("metrics", [metrics], **details)
 
 
-def bootstrap(columns: dict[str, np.ndarray], n: int, rng: np.random.Generator) -> float:
-    """Return the seconds that the intervals of all columns take, three impressions to two readers."""
-    users = rng.integers(0, max(2, n * 2 // 3), n)
+def intervals(case: tuple[np.ndarray, ...], n: int, rng: np.random.Generator) -> float:
+    """Return the seconds of all metrics with their intervals, three impressions to two users, 20,000 news articles."""
+    users, news = rng.integers(0, max(2, n * 2 // 3), n), rng.integers(0, 20_000, len(case[0]))
     begin = time.perf_counter()
-    clustered_intervals(columns, users, rng=rng, n_resamples=RESAMPLES)
+    for one in ranking_shares(*case, users, news)[1].values():
+        one.interval()
     return round(time.perf_counter() - begin, 2)
 
 
@@ -112,7 +112,7 @@ def large(n: int, rng: np.random.Generator) -> dict[str, float]:
         "impressions": n,
         "candidates": len(labels),
         "metrics_seconds": round(seconds, 2),
-        "bootstrap_seconds": bootstrap(found, n, rng),
+        "interval_seconds": intervals((scores, labels, offsets), n, rng),
         "peak_mb": round(peak_memory_mb()),
     }
 

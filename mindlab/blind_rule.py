@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 from sklearn.tree import DecisionTreeClassifier
 
-from mindlab.metrics import Interval, paired_difference
+from mindlab.intervals import Interval, paired_difference
 
 MOST_ANSWERS = 30  # distinct outputs up to which a rule may choose among them
 MOST_RECORDS = 5_000  # of each split that the rule sees; a seeded choice of more
@@ -205,7 +205,7 @@ def fit(
     y, truth = (
         np.array([part[i] for i in at]) for part, at in zip((train_answers, test_answers), rows, strict=True)
     )
-    return learn(layout.names, (x, y), (new, truth), [clusters[i] for i in rows[1]], rng)
+    return learn(layout.names, (x, y), (new, truth), [clusters[i] for i in rows[1]])
 
 
 def learn(
@@ -213,7 +213,6 @@ def learn(
     train: tuple[np.ndarray, np.ndarray],
     test: tuple[np.ndarray, np.ndarray],
     clusters: Sequence[Any],
-    rng: np.random.Generator,
 ) -> BlindRule:
     """Fit a tree on `train`, (n, features) and (n,), and measure it on `test`; arguments otherwise as in `fit`."""
     (x, y), (new, truth) = train, test
@@ -226,7 +225,7 @@ def learn(
     is_right = tree.predict(new) == truth
     constant = Counter(truth.tolist()).most_common(1)[0][0]
     cluster = np.unique(np.array([str(one) for one in clusters]), return_inverse=True)[1]
-    gain = paired_difference(is_right, truth == constant, cluster, rng=rng, level=LEVEL)
+    gain = paired_difference(is_right, truth == constant, cluster, level=LEVEL)
     text = "; ".join(_paths(tree, names, constant)) or f"always {constant!r}"
     return BlindRule(text, float(is_right.mean()), float((truth == constant).mean()), gain, is_right)
 

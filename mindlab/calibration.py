@@ -6,7 +6,8 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mindlab.metrics import clustered_intervals
+from mindlab.intervals import mean_intervals
+from mindlab.predictions import codes
 
 N_BINS = 10
 
@@ -24,17 +25,15 @@ def log_odds_shift(share_of_yes: float, share_of_clicks: float) -> float:
     return math.log(share_of_yes / (1 - share_of_yes)) - math.log(share_of_clicks / (1 - share_of_clicks))
 
 
-def calibration(
-    frame: pa.Table, *, rng: np.random.Generator, n_bins: int = N_BINS, shift: float | None = None
-) -> dict[str, Any]:
+def calibration(frame: pa.Table, *, n_bins: int = N_BINS, shift: float | None = None) -> dict[str, Any]:
     """Return how the P(Yes) of a Yes/No prompt compares with the share of clicks.
 
     The score of such a prompt is log P(Yes) - log P(No) (`mindlab.llm.score.YesNoScorer`), so between these two
     answers P(Yes) = 1 / (1 + exp(-score)).
 
     Args:
-        frame: predictions; rows without a label are left out.
-        rng: for the intervals, 95 %, clustered by user (by case where users are unknown).
+        frame: predictions; rows without a label are left out. Intervals are 95 %, over users (cases where users are unknown)
+            and the news asked about.
         n_bins: bins of equally many candidates, by P(Yes).
         shift: from `log_odds_shift`, if the model was trained on a choice of non-clicks.
 
@@ -48,20 +47,20 @@ def calibration(
     frame = frame.filter(frame["label"].is_valid())
     labels, scores = frame["label"].to_numpy().astype(np.float64), frame["score"].to_numpy()
     users = frame["user_id"]
-    clusters = frame["case_id"].to_numpy() if users.null_count else users.to_pandas().to_numpy()
+    known = frame["case_id"].to_numpy() if users.null_count else codes(users)[0]
     places = np.array_split(np.argsort(scores, kind="stable"), min(n_bins, len(scores)))
     columns = np.full((len(places), len(scores)), np.nan)
     for column, place in zip(columns, places, strict=True):
         column[place] = labels[place]
-    intervals = clustered_intervals(dict(enumerate(columns)), clusters, rng=rng)
+    intervals = mean_intervals(dict(enumerate(columns)), known, codes(frame["news_id"])[0])
     p = _probabilities(scores)
     bins = [
         {
             "n": len(place),
             "mean": float(p[place].mean()),
             "share": float(labels[place].mean()),
-            "low": None if np.isnan(intervals[k].low) else intervals[k].low,
-            "high": None if np.isnan(intervals[k].high) else intervals[k].high,
+            "low": None if np.isnan(intervals[k].low) else max(intervals[k].low, 0.0),
+            "high": None if np.isnan(intervals[k].high) else min(intervals[k].high, 1.0),
         }
         for k, place in enumerate(places)
     ]

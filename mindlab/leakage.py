@@ -20,7 +20,7 @@ import numpy as np
 from mindlab.blind_rule import LEVEL, MOST_ANSWERS, BlindRule, Layout, Prompt, fit, learn
 from mindlab.errors import UserError
 from mindlab.files import check_characters, read_json
-from mindlab.metrics import paired_difference
+from mindlab.intervals import paired_difference
 from mindlab.mind import Impressions, Mind, read_mind
 from mindlab.recommenders.leak_rule import leak_rule
 
@@ -372,7 +372,6 @@ def _copied(test: Part) -> Verdict:
         is_copy,
         np.full(len(test), constant),
         np.arange(len(test)),
-        rng=np.random.default_rng(SEED),
         level=LEVEL,
     )
     if gain.low > 0:
@@ -548,7 +547,7 @@ def _mind_rule(train: Impressions, dev: Impressions) -> Verdict:
             (np.column_stack(list(table.values()))[keep], np.where(rows.labels[keep] == 1, "1", "0"))
         )
         owners = owner[keep]
-    return _rule_verdict(learn(list(table), *parts, dev.users[owners].tolist(), rng))
+    return _rule_verdict(learn(list(table), *parts, dev.users[owners].tolist()))
 
 
 def _places(rows: Impressions) -> tuple[dict[str, np.ndarray], np.ndarray]:

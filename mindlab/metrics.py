@@ -1,4 +1,4 @@
-"""Official MIND metrics on flat arrays, with intervals that respect users.
+"""Official MIND metrics on flat arrays, with intervals over users and news (`mindlab.intervals`).
 
 Ranking metrics are those of ``evaluate.py`` in https://github.com/msnews/MIND, per impression and then
 the plain mean over impressions. One rule differs, for ties: the script sorts with
@@ -7,8 +7,8 @@ the plain mean over impressions. One rule differs, for ties: the script sorts wi
 """
 
 import hashlib
-from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -16,29 +16,16 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from mindlab.errors import UserError
+from mindlab.intervals import Interval, Shares, ratio_intervals
 from mindlab.predictions import case_offsets, codes
 
 RANKING_METRICS = ("auc", "mrr", "ndcg5", "ndcg10")
+PART_METRICS = ("auc_appeal", "auc_personal")  # of the two parts of a score, see `taken_apart`
 ANSWER_METRICS = ("accuracy", "precision", "recall", "f1")
 SAMPLED_CUTOFFS = (3, 5, 10)
 SAMPLED_METRICS = tuple(f"{name}{k}" for name in ("recall", "mrr") for k in SAMPLED_CUTOFFS)
-# With fewer readers than this a percentile interval of 95 % is too narrow to go without a word.
-FEW_CLUSTERS = 30
-# Resampling draws this many cluster numbers at a time: about 64 MB.
-DRAWS_PER_CHUNK = 4_000_000
 # Pairs of a click and a candidate compared at a time: about 50 MB.
 PAIRS_PER_CHUNK = 1_000_000
-
-
-@dataclass(frozen=True)
-class Interval:
-    """A mean with its bootstrap interval; NaN where it is undefined."""
-
-    mean: float
-    low: float
-    high: float
-    n: int  # values that are not NaN
-    n_clusters: int  # clusters that hold them
 
 
 class ClickRanks:
@@ -60,28 +47,21 @@ class ClickRanks:
             raise ValueError(f"scores {scores.shape}, labels {labels.shape}, {offsets[-1]} candidates")
         if not np.isfinite(scores).all():
             raise ValueError("scores must be finite")
-        is_click = labels == 1
-        if not (is_click | (labels == 0)).all():
+        self.is_click = labels == 1
+        if not (self.is_click | (labels == 0)).all():
             raise ValueError("labels must be 0 or 1")
+        self.scores, self.offsets = scores, offsets
         self.case_size = np.diff(offsets)
         self.n = len(self.case_size)
         self.largest = int(self.case_size.max(initial=0))
-        clicks = np.flatnonzero(is_click)
-        self.case = np.searchsorted(offsets, clicks, side="right") - 1
+        self.clicks = np.flatnonzero(self.is_click)
+        self.case = np.searchsorted(offsets, self.clicks, side="right") - 1
         self.case_clicks = np.bincount(self.case, minlength=self.n)
-        self.above, self.tied, self.others_above, self.others_tied = np.zeros((4, len(clicks)), np.int64)
-        ends = np.cumsum(self.case_size[self.case])
-        first = 0
-        while first < len(clicks):
-            start = ends[first - 1] if first else 0
-            last = max(first + 1, int(np.searchsorted(ends, start + PAIRS_PER_CHUNK, side="right")))
-            some = slice(first, last)
-            sizes = self.case_size[self.case[some]]
+        self.above, self.tied, self.others_above, self.others_tied = np.zeros((4, len(self.clicks)), np.int64)
+        for some, sizes, other in self._pairs():
             starts = np.cumsum(sizes) - sizes
-            shift = offsets[self.case[some]] - starts
-            other = np.arange(sizes.sum()) + np.repeat(shift, sizes)
-            theirs, mine = scores[other], np.repeat(scores[clicks[some]], sizes)
-            is_above, is_tied, is_other = theirs > mine, theirs == mine, ~is_click[other]
+            theirs, mine = scores[other], np.repeat(scores[self.clicks[some]], sizes)
+            is_above, is_tied, is_other = theirs > mine, theirs == mine, ~self.is_click[other]
             for name, mask in (
                 ("above", is_above),
                 ("tied", is_tied),
@@ -89,16 +69,87 @@ class ClickRanks:
                 ("others_tied", is_tied & is_other),
             ):
                 getattr(self, name)[some] = np.add.reduceat(mask, starts, dtype=np.int64)
+
+    def _pairs(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
+        """Yield, for some clicks at a time: which, the size of each one's impression, all candidates of these."""
+        ends = np.cumsum(self.case_size[self.case])
+        first = 0
+        while first < len(self.clicks):
+            start = ends[first - 1] if first else 0
+            last = max(first + 1, int(np.searchsorted(ends, start + PAIRS_PER_CHUNK, side="right")))
+            some = slice(first, last)
+            sizes = self.case_size[self.case[some]]
+            starts = np.cumsum(sizes) - sizes
+            shift = self.offsets[self.case[some]] - starts
+            yield some, sizes, np.arange(sizes.sum()) + np.repeat(shift, sizes)
             first = last
 
-    def expected_sum(self, worth: np.ndarray) -> np.ndarray:
-        """Return per impression the expected sum over its clicks of ``worth[rank - 1]``."""
+    def expected(self, worth: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Return per click the expectation of ``worth[rank - 1]``, and what one candidate fewer above it would add."""
         prefix = np.concatenate([[0.0], np.cumsum(worth)])
-        return self.sum((prefix[self.above + self.tied] - prefix[self.above]) / self.tied)
+        rank = self.above + (self.tied + 1) / 2
+        less, here = (
+            np.interp(np.maximum(r, 1.0), np.arange(1, len(worth) + 1), worth) for r in (rank - 1, rank)
+        )
+        return (prefix[self.above + self.tied] - prefix[self.above]) / self.tied, less - here
 
     def sum(self, values: np.ndarray) -> np.ndarray:
-        """Return per impression the sum over its clicks of `values`, one a click."""
-        return np.bincount(self.case, weights=values, minlength=self.n)
+        """Return per impression the sum over its clicks of `values`, one a click; NaN without a click."""
+        total = np.bincount(self.case, weights=values, minlength=self.n)
+        return np.where(self.case_clicks > 0, total, np.nan)
+
+    def parts(self, by_click: Mapping[str, tuple[np.ndarray, np.ndarray]]) -> dict[str, np.ndarray]:
+        """Return per candidate its part of each metric (`mindlab.intervals.Shares`), given value and step of each click.
+
+        A click's part is its value. A non-click above a click has cost it about `step`; its part is that, less the mean
+        of the non-clicks of its impression: so the parts of non-clicks sum to 0, and an article that is passed over where
+        a method likes it is charged with that.
+        """
+        found = {name: np.zeros(len(self.scores)) for name in by_click}
+        for some, sizes, other in self._pairs():
+            theirs, mine = self.scores[other], np.repeat(self.scores[self.clicks[some]], sizes)
+            in_the_way = ((theirs > mine) + 0.5 * (theirs == mine)) * ~self.is_click[other]
+            low, high = int(other.min()), int(other.max()) + 1
+            for name, (_, steps) in by_click.items():
+                cost = in_the_way * np.repeat(steps[some], sizes)
+                found[name][low:high] -= np.bincount(other - low, weights=cost, minlength=high - low)
+        others = self.case_size - self.case_clicks
+        for name, (values, _) in by_click.items():
+            parts = found[name]
+            means = np.add.reduceat(parts, self.offsets[:-1]) / np.maximum(others, 1) if self.n else parts
+            parts -= np.where(self.is_click, 0.0, np.repeat(means, self.case_size))
+            parts[self.clicks] = values
+        return found
+
+
+ByClick = dict[
+    str, tuple[np.ndarray, np.ndarray]
+]  # metric: per click its value, and what one rank is worth there
+
+
+def _ranking_by_click(ranks: ClickRanks) -> ByClick:
+    """Return AUC, MRR, nDCG@5 and nDCG@10 by click; formulas in `ranking_metrics`."""
+    rank = np.arange(1, ranks.largest + 1)
+    clicks, others = (n[ranks.case] for n in (ranks.case_clicks, ranks.case_size - ranks.case_clicks))
+    with np.errstate(divide="ignore", invalid="ignore"):
+        wins = (others - ranks.others_above - 0.5 * ranks.others_tied) / (clicks * others)
+        found = {"auc": (wins, 1.0 / (clicks * others))}
+        found["mrr"] = tuple(one / clicks for one in ranks.expected(1.0 / rank))
+    for k in (5, 10):
+        discount = np.where(rank <= k, 1.0 / np.log2(rank + 1.0), 0.0)
+        ideal = np.concatenate([[0.0], np.cumsum(discount)])[clicks]
+        found[f"ndcg{k}"] = tuple(one / ideal for one in ranks.expected(discount))
+    return found
+
+
+def _sampled_by_click(ranks: ClickRanks, cutoffs: Sequence[int]) -> ByClick:
+    """Return Recall@K and MRR@K by click; formulas in `sampled_metrics`."""
+    rank, clicks = np.arange(1, ranks.largest + 1), ranks.case_clicks[ranks.case]
+    return {
+        f"{name}{k}": tuple(one / clicks for one in ranks.expected(np.where(rank <= k, worth, 0.0)))
+        for name, worth in (("recall", np.ones(len(rank))), ("mrr", 1.0 / rank))
+        for k in cutoffs
+    }
 
 
 def ranking_metrics(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
@@ -131,19 +182,7 @@ def ranking_metrics(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray)
     {'auc': 1.0, 'mrr': 0.75, 'ndcg5': 1.0, 'ndcg10': 1.0}
     """
     ranks = ClickRanks(scores, labels, offsets)
-    rank = np.arange(1, ranks.largest + 1)
-    clicks, others = ranks.case_clicks, ranks.case_size - ranks.case_clicks
-    pairs = ranks.sum(others[ranks.case] - ranks.others_above - 0.5 * ranks.others_tied)
-    with np.errstate(divide="ignore", invalid="ignore"):
-        result = {
-            "auc": pairs / (clicks * others),
-            "mrr": ranks.expected_sum(1.0 / rank) / clicks,
-        }
-        for k in (5, 10):
-            discount = np.where(rank <= k, 1.0 / np.log2(rank + 1.0), 0.0)
-            ideal = np.concatenate([[0.0], np.cumsum(discount)])[clicks]
-            result[f"ndcg{k}"] = ranks.expected_sum(discount) / ideal
-    return result
+    return {name: ranks.sum(values) for name, (values, _) in _ranking_by_click(ranks).items()}
 
 
 def sampled_metrics(
@@ -163,92 +202,70 @@ def sampled_metrics(
     {'recall1': 0.0, 'recall2': 1.0, 'mrr1': 0.0, 'mrr2': 0.5}
     """
     ranks = ClickRanks(scores, labels, offsets)
-    rank = np.arange(1, ranks.largest + 1)
-    result = {}
-    with np.errstate(divide="ignore", invalid="ignore"):
-        for name, worth in (("recall", np.ones(len(rank))), ("mrr", 1.0 / rank)):
-            for k in cutoffs:
-                found = ranks.expected_sum(np.where(rank <= k, worth, 0.0))
-                result[f"{name}{k}"] = found / ranks.case_clicks
-    return result
+    return {name: ranks.sum(values) for name, (values, _) in _sampled_by_click(ranks, cutoffs).items()}
 
 
-def clustered_bootstrap(
-    values: np.ndarray,
-    clusters: np.ndarray,
+def ranking_shares(
+    scores: np.ndarray,
+    labels: np.ndarray,
+    offsets: np.ndarray,
+    users: np.ndarray,
+    news: np.ndarray,
     *,
-    rng: np.random.Generator,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """Return the mean of `values` with a percentile interval that resamples whole clusters.
+    is_sampled: bool = False,
+) -> tuple[dict[str, np.ndarray], dict[str, Shares]]:
+    """Return the ranking metrics of each impression, and each taken apart by candidate, for intervals.
 
-    One user's impressions are alike; drawing users, not impressions, keeps that dependence in the
-    interval. Each resample draws as many clusters as there are, with replacement, and takes the mean
-    over the values of the drawn ones (the cluster bootstrap; Davison & Hinkley, Bootstrap Methods
-    and their Application, 1997, on hierarchical data). With fewer than `FEW_CLUSTERS` it is too narrow: an interval of
-    95 % then holds the true mean less often than that (Hesterberg, What Teachers Should Know About the Bootstrap,
-    2015).
+    Arguments as in `ranking_metrics`; `users` are int (n_impressions,), `news` int (n_candidates,). The two parts of the
+    scores have an AUC each (`taken_apart`). With `is_sampled` there are `sampled_metrics` too.
+    """
+    ranks = ClickRanks(scores, labels, offsets)
+    by_click = _ranking_by_click(ranks) | (_sampled_by_click(ranks, SAMPLED_CUTOFFS) if is_sampled else {})
+    values = {name: ranks.sum(values) for name, (values, _) in by_click.items()}
+    parts = ranks.parts(by_click)
+    for name, part in zip(PART_METRICS, taken_apart(ranks.scores, news), strict=True):
+        ranks = ClickRanks(part, labels, offsets)
+        only = {name: _ranking_by_click(ranks)["auc"]}
+        values[name], parts[name] = ranks.sum(only[name][0]), ranks.parts(only)[name]
+    owner = np.repeat(np.arange(ranks.n), ranks.case_size)
+    weights = np.where(ranks.is_click, 1.0, 0.0)
+    weights[ranks.clicks] /= ranks.case_clicks[ranks.case]
+    shares = {}
+    for name, part in parts.items():
+        is_defined = ~np.isnan(values[name])[owner]
+        numbers = np.where(is_defined, part, 0.0), np.where(is_defined, weights, 0.0)
+        shares[name] = Shares(*numbers, owner, np.asarray(users)[owner], news)
+    return values, shares
+
+
+def taken_apart(scores: np.ndarray, news: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Return what scores say of a news article for anybody, and what they say beside that, float64 (n,) each.
+
+    The first is a news article's mean score over all impressions that show it, the second the score minus that mean:
+    AUC of the first is a method's appeal, AUC of the second what is personal in it. Digits beyond the tenth are cut off,
+    so that equal scores stay ties.
 
     Args:
-        values: float (n,); NaN means undefined and is left out.
-        clusters: (n,), one label a value, such as the user.
-        rng: the generator to draw from.
-        n_resamples: number of resamples.
-        level: coverage, 0.95 for a 95 % interval.
+        scores: float (n,), one a candidate.
+        news: int (n,), the candidate's news.
 
-    Returns:
-        An Interval; low and high are NaN if fewer than two clusters hold a value.
-
-    >>> clustered_bootstrap(np.ones(4), np.array(list("aabc")), rng=np.random.default_rng(0))
-    Interval(mean=1.0, low=1.0, high=1.0, n=4, n_clusters=3)
+    >>> [part.tolist() for part in taken_apart(np.array([1.0, 3.0, 5.0]), np.array([0, 0, 7]))]
+    [[2.0, 2.0, 5.0], [-1.0, 1.0, 0.0]]
     """
-    rows = clustered_intervals({"value": values}, clusters, rng=rng, n_resamples=n_resamples, level=level)
-    return rows["value"]
-
-
-def clustered_intervals(
-    columns: Mapping[str, np.ndarray],
-    clusters: np.ndarray,
-    *,
-    rng: np.random.Generator,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-) -> dict[str, Interval]:
-    """Return `clustered_bootstrap` of each column, all from the same resamples."""
-    values = np.column_stack([np.asarray(column, dtype=np.float64) for column in columns.values()])
-    is_defined = ~np.isnan(values)
-    intervals = _ratio_intervals(
-        np.where(is_defined, values, 0.0), is_defined.astype(np.float64), clusters, rng, n_resamples, level
-    )
-    return dict(zip(columns, intervals, strict=True))
-
-
-def paired_difference(
-    a: np.ndarray,
-    b: np.ndarray,
-    clusters: np.ndarray,
-    *,
-    rng: np.random.Generator,
-    n_resamples: int = 2000,
-    level: float = 0.95,
-) -> Interval:
-    """Return the mean of ``a - b`` over the same impressions, with its interval clustered by user.
-
-    >>> paired_difference(np.array([0.5, 0.75]), np.array([0.25, 0.5]), [1, 2], rng=np.random.default_rng(0))
-    Interval(mean=0.25, low=0.25, high=0.25, n=2, n_clusters=2)
-    """
-    difference = np.asarray(a, dtype=np.float64) - np.asarray(b, dtype=np.float64)
-    return clustered_bootstrap(difference, clusters, rng=rng, n_resamples=n_resamples, level=level)
+    number = np.unique(news, return_inverse=True)[1]
+    means = np.bincount(number, weights=scores) / np.bincount(number)
+    largest = float(np.abs(scores).max(initial=0.0)) or 1.0
+    decimals = 10 - int(np.ceil(np.log10(largest)))
+    appeal = np.round(means, decimals)[number]
+    return appeal, np.round(scores - means[number], decimals) + 0.0  # no -0.0
 
 
 def answer_metrics(
     answers_positive: np.ndarray,
     labels: np.ndarray,
-    clusters: np.ndarray | None = None,
+    users: np.ndarray | None = None,
+    news: np.ndarray | None = None,
     *,
-    rng: np.random.Generator | None = None,
-    n_resamples: int = 2000,
     level: float = 0.95,
 ) -> dict[str, Any]:
     """Return accuracy, precision, recall, F1 and the four counts of Yes/No answers.
@@ -260,10 +277,9 @@ def answer_metrics(
     Args:
         answers_positive: bool (n,), True for Yes.
         labels: 0 or 1 (n,).
-        clusters: (n,) users; with them (and `rng`) every ratio gets ``_low`` and ``_high``.
-        rng: the generator for the intervals.
-        n_resamples: as in `clustered_bootstrap`.
-        level: as in `clustered_bootstrap`.
+        users: (n,) labels; with them every ratio gets ``_low`` and ``_high`` (`mindlab.intervals`).
+        news: (n,) labels of the news asked about; None for intervals over users alone.
+        level: coverage of the intervals.
 
     >>> found = answer_metrics(np.array([True, False, False]), np.array([1, 1, 0]))
     >>> found["precision"], found["recall"], found["fn"], round(found["always_no_accuracy"], 3)
@@ -285,13 +301,13 @@ def answer_metrics(
         total = float(denominator.sum())
         result[name] = float(numerator.sum()) / total if total else None
     result["always_no_accuracy"] = float(np.mean(~click)) if len(click) else None
-    if clusters is not None and rng is not None and len(yes):
+    if users is not None and len(yes):
         numerators = np.column_stack([numerator for numerator, _ in ratios.values()])
         denominators = np.column_stack([denominator for _, denominator in ratios.values()])
-        intervals = _ratio_intervals(numerators, denominators, clusters, rng, n_resamples, level)
+        intervals = ratio_intervals(numerators, denominators, users, news, level=level)
         for name, interval in zip(ratios, intervals, strict=True):
-            result[f"{name}_low"] = _or_none(interval.low)
-            result[f"{name}_high"] = _or_none(interval.high)
+            result[f"{name}_low"] = _or_none(max(interval.low, 0.0))
+            result[f"{name}_high"] = _or_none(min(interval.high, 1.0))
     return result
 
 
@@ -300,14 +316,15 @@ class Evaluation:
     """What `evaluate` found: the summary for metrics.json and the values it is the mean of."""
 
     summary: dict[str, Any]
-    values: dict[str, np.ndarray]  # per case, or per row for accuracy; compare these in pairs
-    clusters: dict[str, np.ndarray]  # of the same lengths
+    values: dict[str, np.ndarray]  # per case, or per row for accuracy
+    shares: dict[str, Shares]  # the same taken apart by candidate; compare these in pairs
 
 
-def evaluate(frame: pa.Table, *, rng: np.random.Generator, protocol: str | None = None) -> Evaluation:
+def evaluate(frame: pa.Table, *, protocol: str | None = None) -> Evaluation:
     """Measure a predictions table of one split: every number that its columns allow.
 
-    Ranking metrics need cases with two candidates or more. Answer metrics need the column `answer`, or
+    Ranking metrics need cases with two candidates or more; ``auc_appeal`` and ``auc_personal`` are the AUC of the two
+    parts of the scores (`taken_apart`). Answer metrics need the column `answer`, or
     one candidate in every case (then score > 0 means Yes). An answer is Yes or No by its first word,
     in any case; any other answer is counted in ``invalid_answers`` and taken as wrong. Protocols named
     ``sampled...`` also get Recall@K and MRR@K. Unlabelled cases are left out and counted, as the
@@ -315,7 +332,8 @@ def evaluate(frame: pa.Table, *, rng: np.random.Generator, protocol: str | None 
 
     Returns:
         An Evaluation; in its summary a metric that does not apply is None, each has ``_low`` and
-        ``_high`` (95 %, clustered by user; by case where users are unknown), and ``subset_sha`` is
+        ``_high`` (95 %, over users, or cases where users are unknown, and clicked news; of answers, over the news asked
+        about), and ``subset_sha`` is
         equal for two tables exactly if they score the same labelled candidates.
 
     Raises:
@@ -336,6 +354,7 @@ def evaluate(frame: pa.Table, *, rng: np.random.Generator, protocol: str | None 
     users = np.where(is_unknown, len(known) + np.arange(len(users)), users)
     labels = frame["label"].to_numpy()
     scores = frame["score"].to_numpy()
+    news, _ = codes(frame["news_id"])
     summary: dict[str, Any] = {
         "split": splits[0],
         "n_impressions": len(sizes),
@@ -347,26 +366,18 @@ def evaluate(frame: pa.Table, *, rng: np.random.Generator, protocol: str | None 
         "subset_sha": subset_sha(frame),
     }
     values: dict[str, np.ndarray] = {}
-    clusters: dict[str, np.ndarray] = {}
+    shares: dict[str, Shares] = {}
 
-    is_ranking = sizes > 1
-    columns: dict[str, np.ndarray] = {}
+    is_ranking, is_sampled = sizes > 1, (protocol or "").startswith("sampled")
     if is_ranking.any():
         rows = np.repeat(is_ranking, sizes)
         kept = np.concatenate([[0], np.cumsum(sizes[is_ranking])])
-        columns = ranking_metrics(scores[rows], labels[rows], kept)
-        if (protocol or "").startswith("sampled"):
-            columns |= sampled_metrics(scores[rows], labels[rows], kept)
-        values |= columns
-        clusters |= dict.fromkeys(columns, users[is_ranking])
+        case = scores[rows], labels[rows], kept, users[is_ranking], news[rows]
+        values, shares = ranking_shares(*case, is_sampled=is_sampled)
     summary["n_ranked"] = int(is_ranking.sum())
-    summary["auc_undefined"] = int(np.isnan(columns["auc"]).sum()) if columns else None
-    intervals = clustered_intervals(columns, users[is_ranking], rng=rng) if columns else {}
-    for name in (*RANKING_METRICS, *(SAMPLED_METRICS if (protocol or "").startswith("sampled") else ())):
-        found = intervals.get(name)
-        summary[name] = _or_none(found.mean) if found else None
-        summary[f"{name}_low"] = _or_none(found.low) if found else None
-        summary[f"{name}_high"] = _or_none(found.high) if found else None
+    summary["auc_undefined"] = int(np.isnan(values["auc"]).sum()) if values else None
+    for name in (*RANKING_METRICS, *PART_METRICS, *(SAMPLED_METRICS if is_sampled else ())):
+        summary |= _with_ends(name, shares[name].interval() if shares else None)
 
     has_answers = frame["answer"].null_count < len(frame)
     names = [f"{name}{end}" for name in ANSWER_METRICS for end in ("", "_low", "_high")]
@@ -380,48 +391,46 @@ def evaluate(frame: pa.Table, *, rng: np.random.Generator, protocol: str | None 
         else:
             is_yes = scores > 0
             summary |= {"answers_from": "score > 0", "invalid_answers": 0}
-        row_users = np.repeat(users, sizes)
-        found = answer_metrics(is_yes, labels, row_users, rng=rng)
+        owner = np.repeat(np.arange(len(sizes)), sizes)
+        found = answer_metrics(is_yes, labels, users[owner], news)
         summary["n_answers"] = found.pop("n")
         summary |= found
         values["accuracy"] = (is_yes == (labels == 1)).astype(np.float64)
-        clusters["accuracy"] = row_users
-    return Evaluation(summary, values, clusters)
+        one_each = np.ones(len(labels))
+        shares["accuracy"] = Shares(values["accuracy"], one_each, owner, users[owner], news)
+    return Evaluation(summary, values, shares)
 
 
-def evaluate_seeds(
-    frames: Sequence[pa.Table], *, rng: np.random.Generator, protocol: str | None = None
-) -> Evaluation:
+def evaluate_seeds(frames: Sequence[pa.Table], *, protocol: str | None = None) -> Evaluation:
     """Measure one method that was trained several times: every impression's value is the mean over its seeds.
 
-    So an interval covers the choice of readers for the mean seed. ``<metric>_seed_sd`` in the summary is the
+    So an interval covers the choice of users and news for the mean seed. ``<metric>_seed_sd`` in the summary is the
     standard deviation of the metric over the seeds, None for one. Ranking metrics alone are pooled; answers are
     those of the first seed.
 
     Raises:
         UserError: as `evaluate`, and if the seeds did not score the same candidates.
     """
-    first, *others = [evaluate(frame, rng=rng, protocol=protocol) for frame in frames]
+    first, *others = [evaluate(frame, protocol=protocol) for frame in frames]
     names = [name for name in first.values if name != "accuracy"]
     summary = first.summary | dict.fromkeys(f"{name}_seed_sd" for name in names)
     if not others:
-        return Evaluation(summary, first.values, first.clusters)
+        return Evaluation(summary, first.values, first.shares)
     if any(other.summary["subset_sha"] != first.summary["subset_sha"] for other in others):
         raise UserError("the seeds of one method scored different impressions")
-    several = {name: np.stack([one.values[name] for one in (first, *others)]) for name in names}
-    values = first.values | {name: value.mean(axis=0) for name, value in several.items()}
-    columns = {name: values[name] for name in names}
-    for name, found in clustered_intervals(columns, first.clusters[names[0]], rng=rng).items():
-        sd = float(np.nanmean(several[name], axis=1).std(ddof=1))
-        ends = {"": found.mean, "_low": found.low, "_high": found.high, "_seed_sd": sd}
-        summary |= {f"{name}{end}": _or_none(value) for end, value in ends.items()}
-    return Evaluation(summary, values, first.clusters)
+    values, shares = dict(first.values), dict(first.shares)
+    for name in names:
+        every = np.stack([one.values[name] for one in (first, *others)])
+        values[name] = every.mean(axis=0)
+        parts = np.mean([one.shares[name].parts for one in (first, *others)], axis=0)
+        shares[name] = replace(first.shares[name], parts=parts)
+        summary |= _with_ends(name, shares[name].interval())
+        summary[f"{name}_seed_sd"] = _or_none(float(np.nanmean(every, axis=1).std(ddof=1)))
+    return Evaluation(summary, values, shares)
 
 
-def paired_differences(
-    one: Evaluation, baseline: Evaluation, *, rng: np.random.Generator
-) -> dict[str, dict[str, float | None]]:
-    """Return `paired_difference` of every metric that both evaluations have.
+def paired_differences(one: Evaluation, baseline: Evaluation) -> dict[str, dict[str, float | None]]:
+    """Return the difference, with its interval, of every metric that both evaluations have.
 
     Raises:
         UserError: if the two did not score the same candidates with the same labels.
@@ -435,9 +444,9 @@ def paired_differences(
             f"the runs scored different impressions ({sizes}); a difference between them would mean nothing"
         )
     result = {}
-    for name in one.values:
-        if name in baseline.values:
-            found = paired_difference(one.values[name], baseline.values[name], one.clusters[name], rng=rng)
+    for name in one.shares:
+        if name in baseline.shares:
+            found = one.shares[name].minus(baseline.shares[name])
             result[name] = {key: _or_none(getattr(found, key)) for key in ("mean", "low", "high")}
     return result
 
@@ -464,49 +473,12 @@ def _read_answers(column: pa.ChunkedArray) -> tuple[np.ndarray, np.ndarray]:
     return is_yes, is_yes | is_no
 
 
-def _ratio_intervals(
-    numerators: np.ndarray,
-    denominators: np.ndarray,
-    clusters: np.ndarray,
-    rng: np.random.Generator,
-    n_resamples: int,
-    level: float,
-) -> list[Interval]:
-    """Return, per column of two (n, m) arrays, sum / sum with its clustered bootstrap interval.
-
-    Resampling clusters needs their sums only: with W the (resamples, clusters) table of how often each
-    cluster was drawn, W @ sums gives every resampled sum at once.
-    """
-    clusters = np.asarray(clusters)
-    if len(clusters) != len(numerators):
-        raise ValueError(f"{len(clusters)} clusters for {len(numerators)} values")
-    _, cluster = np.unique(clusters, return_inverse=True)
-    m = numerators.shape[1]
-    n_clusters = int(cluster.max(initial=-1)) + 1
-    both = np.concatenate([numerators, denominators], axis=1)
-    sums = np.column_stack([np.bincount(cluster, weights=column, minlength=n_clusters) for column in both.T])
-    totals = both.sum(axis=0)
-    ratios = np.full((n_resamples, m), np.nan)
-    chunk = max(1, DRAWS_PER_CHUNK // max(n_clusters, 1))
-    for start in range(0, n_resamples if n_clusters > 1 else 0, chunk):
-        rows = min(chunk, n_resamples - start)
-        draws = rng.integers(0, n_clusters, size=(rows, n_clusters))
-        draws += np.arange(rows)[:, None] * n_clusters
-        counts = np.bincount(draws.ravel(), minlength=rows * n_clusters).reshape(rows, n_clusters)
-        drawn = counts.astype(np.float64) @ sums
-        with np.errstate(divide="ignore", invalid="ignore"):
-            ratios[start : start + rows] = drawn[:, :m] / drawn[:, m:]
-    tail = 50.0 * (1.0 - level)
-    result = []
-    for j in range(m):
-        held = int(np.count_nonzero(sums[:, m + j]))
-        defined = ratios[~np.isnan(ratios[:, j]), j]
-        usable = held > 1 and len(defined)
-        low, high = np.percentile(defined, [tail, 100.0 - tail]) if usable else (np.nan, np.nan)
-        mean = totals[j] / totals[m + j] if totals[m + j] else np.nan
-        n = int(np.count_nonzero(denominators[:, j]))
-        result.append(Interval(float(mean), float(low), float(high), n, held))
-    return result
+def _with_ends(name: str, found: Interval | None) -> dict[str, float | None]:
+    """Return a metric and the ends of its interval as a summary names them, None where it does not apply."""
+    ends = {"": "mean", "_low": "low", "_high": "high"}
+    return {
+        f"{name}{end}": None if found is None else _or_none(getattr(found, key)) for end, key in ends.items()
+    }
 
 
 def _or_none(value: float) -> float | None:

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 from scipy.stats import rankdata
 
-from mindlab.metrics import Interval, clustered_bootstrap, paired_difference, ranking_metrics
+from mindlab.intervals import Interval, mean_interval
+from mindlab.metrics import ranking_shares
 from mindlab.mind import Impressions
 
 
@@ -49,29 +50,27 @@ def swap_histories(impressions: Impressions, rng: np.random.Generator) -> Impres
     return replace(impressions, history=given[impressions.history])
 
 
-def moved(scores: np.ndarray, changed: np.ndarray, impressions: Impressions, seed: int = 0) -> dict[str, Any]:
+def moved(scores: np.ndarray, changed: np.ndarray, impressions: Impressions) -> dict[str, Any]:
     """Return what a change of the prompt did to float (n_candidates,) scores of the same candidates in the same order.
 
     ``first_place``: share of impressions whose first place is another's; ``rank_agreement``: mean Spearman correlation
-    of the two; ``auc``, ``auc_changed`` and ``auc_difference``, before minus after: intervals clustered by reader.
+    of the two; ``auc``, ``auc_changed`` and ``auc_difference``, before minus after: intervals over users and clicked news.
     """
-    offsets, readers = impressions.offsets, impressions.users
-    before, after = (ranking_metrics(one, impressions.labels, offsets)["auc"] for one in (scores, changed))
+    offsets, users = impressions.offsets, np.unique(impressions.users.astype(str), return_inverse=True)[1]
+    case = impressions.labels, offsets, users, impressions.news
+    before, after = (ranking_shares(one, *case)[1]["auc"] for one in (scores, changed))
     is_first = [
         one == np.repeat(np.maximum.reduceat(one, offsets[:-1]), np.diff(offsets))
         for one in (scores, changed)
     ]
     differs = np.logical_or.reduceat(is_first[0] != is_first[1], offsets[:-1])
 
-    def interval(values: np.ndarray) -> Interval:
-        return clustered_bootstrap(values, readers, rng=np.random.default_rng(seed))
-
     return {
         "first_place": float(differs.mean()),
         "rank_agreement": float(np.nanmean(rank_correlations(scores, changed, offsets))),
-        "auc": interval(before),
-        "auc_changed": interval(after),
-        "auc_difference": paired_difference(before, after, readers, rng=np.random.default_rng(seed)),
+        "auc": before.interval(),
+        "auc_changed": after.interval(),
+        "auc_difference": before.minus(after),
     }
 
 
@@ -91,9 +90,7 @@ def rank_correlations(a: np.ndarray, b: np.ndarray, offsets: np.ndarray) -> np.n
     return found
 
 
-def popularity_agreement(
-    scores: np.ndarray, impressions: Impressions, clicks: np.ndarray, seed: int = 0
-) -> Interval:
-    """Return the mean rank correlation of scores with int (n_news,) `clicks` of the training days, clustered by reader."""
+def popularity_agreement(scores: np.ndarray, impressions: Impressions, clicks: np.ndarray) -> Interval:
+    """Return the mean rank correlation of scores with int (n_news,) `clicks` of the training days; interval over users."""
     found = rank_correlations(scores, clicks[impressions.news].astype(np.float64), impressions.offsets)
-    return clustered_bootstrap(found, impressions.users, rng=np.random.default_rng(seed))
+    return mean_interval(found, impressions.users.astype(str))

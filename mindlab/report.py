@@ -19,8 +19,9 @@ import pyarrow.compute as pc
 from mindlab.calibration import calibration
 from mindlab.errors import UserError
 from mindlab.files import is_number, lock, write_json, write_text
+from mindlab.intervals import FEW_CLUSTERS
 from mindlab.metrics import (
-    FEW_CLUSTERS,
+    PART_METRICS,
     RANKING_METRICS,
     SAMPLED_METRICS,
     Evaluation,
@@ -33,7 +34,6 @@ from mindlab.runs import check_same_data, read_manifest
 
 ORACLE = "oracle"
 DEFAULT_REFERENCE = "popularity"
-SEED = 0  # of the bootstrap, as in scripts/evaluate.py, so that both show the same intervals
 TRACKS = {
     "static": "labels end with the training split",
     "streaming": "may use labels of earlier test-day impressions; not to be ranked against static rows",
@@ -41,6 +41,8 @@ TRACKS = {
 CEILING = "ceiling", "ranks by the generator's own utility; no method can be expected to beat it"
 LABELS = {
     "auc": "AUC",
+    "auc_appeal": "appeal",
+    "auc_personal": "personal",
     "mrr": "MRR",
     "ndcg5": "nDCG@5",
     "ndcg10": "nDCG@10",
@@ -51,6 +53,10 @@ LABELS = {
 SHARE = "share of clicks"  # on the axis of a calibration plot
 COSTS = ("params", "train_seconds", "ms_per_impression", "peak_mb", "tokens_per_impression")
 CONTEXT = ("title", "data", "synthetic", "command", "notes")
+PARTS = (
+    "appeal: AUC with each score replaced by its mean over the impressions that show the news article, so by news alone; "
+    "personal: AUC with that mean taken away, so without news means."
+)
 SYNTHETIC = "Synthetic data: this table ranks methods on this generator, not on MIND."
 # compare.py rounds to 0.001 ms, so that 0 means less than that; a log axis has no 0.
 LEAST_MS = 0.001
@@ -76,14 +82,14 @@ def measure(run: str | Path, cases: np.ndarray | None = None) -> Measured:
         frames = [read_predictions(file) for file in files]
         if cases is not None:
             frames = [frame.filter(pc.is_in(frame["case_id"], pa.array(cases))) for frame in frames]
-        found = evaluate_seeds(frames, rng=np.random.default_rng(SEED), protocol=protocol)
+        found = evaluate_seeds(frames, protocol=protocol)
     except UserError as error:
         raise UserError(str(error) if str(run) in str(error) else f"{files[0]}: {error}") from None
     row: dict[str, Any] = {key: manifest[key] for key in ("name", "protocol", "track")}
     row |= {key: found.summary[key] for key in ("n_impressions", "subset_sha")}
     row["seeds"] = len(files)
     sampled = SAMPLED_METRICS if protocol.startswith("sampled") else ()
-    for metric in (*RANKING_METRICS, *sampled, "accuracy"):
+    for metric in (*RANKING_METRICS, *PART_METRICS, *sampled, "accuracy"):
         row |= {f"{metric}{end}": found.summary[f"{metric}{end}"] for end in ("", "_low", "_high")}
     row |= {key: manifest.get(key) for key in ("params", "train_seconds", "ms_per_impression", "peak_mb")}
     row["writing_seconds"] = writing_seconds(manifest)
@@ -91,8 +97,7 @@ def measure(run: str | Path, cases: np.ndarray | None = None) -> Measured:
     is_yes_no = isinstance(asked, dict) and asked.get("format") in YES_NO
     row["calibration"] = None
     if is_yes_no:
-        shift, rng = manifest.get("log_odds_shift"), np.random.default_rng(SEED)
-        row["calibration"] = calibration(frames[0], rng=rng, shift=shift)
+        row["calibration"] = calibration(frames[0], shift=manifest.get("log_odds_shift"))
     row |= {"run": run.as_posix(), "paired": []}
     return Measured(row, manifest, found)
 
@@ -100,7 +105,7 @@ def measure(run: str | Path, cases: np.ndarray | None = None) -> Measured:
 def leaderboard_row(run: str | Path, cases: np.ndarray | None = None) -> dict[str, Any]:
     """Return the leaderboard row of a run folder; None where a column does not apply.
 
-    Intervals are 95 %, clustered by user (`mindlab.metrics.evaluate`). ``seeds`` is the number of training
+    Intervals are 95 %, over users and clicked news (`mindlab.metrics.evaluate`). ``seeds`` is the number of training
     seeds that were pooled, one file of predictions each. ``paired`` is filled by `leaderboard`.
 
     Args:
@@ -201,7 +206,7 @@ def leaderboard(
         wanted = [*compared, *(pair for pair in wanted if pair not in compared)]
     for name, against in wanted:
         one, base = by_name[name], by_name[against].evaluation
-        difference = paired_differences(one.evaluation, base, rng=np.random.default_rng(SEED))
+        difference = paired_differences(one.evaluation, base)
         one.row["paired"].append({"against": against, **difference})
 
     summary = first.evaluation.summary
@@ -271,7 +276,7 @@ def verdict(difference: Mapping[str, float | None]) -> str:
     """
     low, high = difference["low"], difference["high"]
     if low is None or high is None:
-        return "too few readers for an interval: this run shows nothing"
+        return "too few users or news for an interval: this run shows nothing"
     if low <= 0 <= high:
         return "the interval includes 0: this run does not show a gain"
     return f"the interval excludes 0: this run shows a {'gain' if low > 0 else 'loss'}"
@@ -279,29 +284,29 @@ def verdict(difference: Mapping[str, float | None]) -> str:
 
 def describe(board: Mapping[str, Any]) -> str:
     """Return in one line what was measured."""
-    readers = f" of {board['n_users']:,} readers" if board["n_users"] is not None else ""
+    users = f" of {board['n_users']:,} users" if board["n_users"] is not None else ""
     return (
         f"protocol {board['protocol']}, split {board['split']}, "
-        f"{board['n_impressions']:,} impressions{readers}, subset {board['subset_sha'][:12]}"
+        f"{board['n_impressions']:,} impressions{users}, subset {board['subset_sha'][:12]}"
     )
 
 
 def remarks(board: Mapping[str, Any], context: Mapping[str, Any] | None = None) -> list[str]:
     """Return the sentences that belong under every form of the table."""
     context = board["context"] if context is None else context
-    by = "readers" if board["clustered_by"] == "user" else "impressions"
-    said = [f"Brackets hold 95 % intervals, from a bootstrap over {by}."]
-    n = board["n_users"] if by == "readers" else board["n_impressions"]
+    by = "users" if board["clustered_by"] == "user" else "impressions"
+    said = [f"Brackets hold 95 % intervals over {by} and news (docs/intervals.md)."]
+    if any(row.get("auc_appeal") is not None for row in board["rows"]):
+        said.append(PARTS)
+    n = board["n_users"] if by == "users" else board["n_impressions"]
     if n < FEW_CLUSTERS:
-        said.append(
-            f"{n} {by} are few: such intervals are too narrow, and one that excludes 0 may be luck. Score more."
-        )
+        said.append(f"{n} {by} are few, and an interval that excludes 0 may be luck. Score more.")
     learned = [row["name"] for row in board["rows"] if _is_learned(row, board["manifests"][row["name"]])]
     few = [name for name in learned if _row(board, name)["seeds"] < 3]
     if few:
         said.append(
             f"{', '.join(few)}: fewer than 3 training seeds, "
-            f"so the interval covers the choice of {by} and not the luck of training."
+            f"so the interval covers the choice of {by} and news and not the luck of training."
         )
     said += [
         written_text(name, what, cost)

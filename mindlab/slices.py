@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mindlab.metrics import Evaluation, clustered_intervals
+from mindlab.metrics import Evaluation
 from mindlab.mind import Impressions, News
 
 HISTORIES = ((0, 0), (1, 9), (10, 49), (50, None))  # clicks in the history, both ends included
@@ -52,17 +52,16 @@ def masks(test: Impressions, train: Impressions, news: News) -> Masks:
 
 
 def measure_slices(
-    found: Mapping[str, Evaluation], parts: Masks, metric: str = "auc", seed: int = 0
+    found: Mapping[str, Evaluation], parts: Masks, metric: str = "auc"
 ) -> list[dict[str, Any]]:
     """Return one row a slice: ``question``, ``slice``, ``metric``, ``n`` and, by method, ``mean``, ``low``, ``high``.
 
-    Intervals are 95 %, clustered by user. A slice of fewer than `FEWEST` impressions has n alone.
+    Intervals are 95 %, over users and clicked news. A slice of fewer than `FEWEST` impressions has n alone.
 
     Args:
         found: evaluations by method, all of the impressions that `parts` was made for.
         parts: from `masks`.
         metric: which per-impression values to average.
-        seed: of the bootstrap.
 
     Raises:
         ValueError: if an evaluation holds another number of impressions.
@@ -78,8 +77,7 @@ def measure_slices(
                 if len(values) != len(mask):
                     raise ValueError(f"{method}: {len(values)} impressions, the slices have {len(mask)}")
                 if row["n"] >= FEWEST:
-                    columns, clusters = {metric: values[mask]}, one.clusters[metric][mask]
-                    interval = clustered_intervals(columns, clusters, rng=np.random.default_rng(seed))[metric]
+                    interval = one.shares[metric].take(mask).interval()
                     ends = {key: getattr(interval, key) for key in ("mean", "low", "high")}
                     row["methods"][method] = {k: None if np.isnan(v) else v for k, v in ends.items()}
             rows.append(row)

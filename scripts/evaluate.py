@@ -1,4 +1,4 @@
-"""Measure predictions: ranking metrics and Yes/No accuracy, with intervals clustered by user.
+"""Measure predictions: ranking metrics and Yes/No accuracy, with intervals over users and news.
 
 Examples:
   scripts/evaluate.py runs/popularity
@@ -11,7 +11,7 @@ A RUN is a folder with predictions.parquet (and manifest.json, which may give "n
 training seed, every impression counts the mean over seeds. Ranking metrics are MIND's own, ties counted as the
 expectation over random order; accuracy is given where a case has one candidate or the method
 wrote an answer, and beside a run of the protocol `seed` stand the two answers that look at no news,
-always No and the leak rule (from the data that its manifest names). Intervals are 95 % bootstrap intervals over users (2,000 resamples, seed 0).
+always No and the leak rule (from the data that its manifest names). Intervals are 95 %, over users and news (docs/intervals.md).
 
 With --json standard output is one JSON object (a list for several RUNs) and nothing else; the
 path of what was written then goes to standard error. --predictions writes no metrics.json.
@@ -24,7 +24,6 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
@@ -43,7 +42,6 @@ from mindlab.metrics import (
 from mindlab.predictions import codes, read_predictions, seed_files, write_prediction_zip
 from mindlab.runs import check_same_data, read_manifest
 
-SEED = 0
 LABELS = {"auc": "AUC", "mrr": "MRR", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10"}
 
 
@@ -80,9 +78,7 @@ def main() -> int:
                 print("no labels, so no metrics", file=sys.stderr)
                 return finish(written, given.json, [{"metrics": None, "reason": "no labels"}])
         try:
-            found = evaluate_seeds(
-                [frame, *more], rng=np.random.default_rng(SEED), protocol=about.get("protocol")
-            )
+            found = evaluate_seeds([frame, *more], protocol=about.get("protocol"))
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         name = about.get("name") or (source.resolve().name if given.runs else source.stem)
@@ -94,7 +90,7 @@ def main() -> int:
     baseline = evaluations[0]
     for one, source in zip(evaluations[1:], sources[1:], strict=True):
         try:
-            difference = paired_differences(one, baseline, rng=np.random.default_rng(SEED))
+            difference = paired_differences(one, baseline)
         except UserError as error:
             raise UserError(f"{sources[0]} and {source}: {error}") from None
         one.summary["paired"] = {"against": baseline.summary["name"], **difference}
@@ -135,10 +131,7 @@ def measure_blind(about: dict[str, Any], frame: pa.Table) -> list[dict[str, Any]
     except UserError as error:
         print(error, file=sys.stderr)
         return []
-    return [
-        {"name": name, **evaluate(table, rng=np.random.default_rng(SEED), protocol="seed").summary}
-        for name, table in tables.items()
-    ]
+    return [{"name": name, **evaluate(table, protocol="seed").summary} for name, table in tables.items()]
 
 
 def one_split(frame: pa.Table, split: str | None, path: Path) -> pa.Table:

@@ -11,13 +11,14 @@ from mindlab.predictions import from_scores
 
 def predictions(p, labels, users=20):
     """Predictions of one candidate each with the given P(Yes)."""
-    rows = [(f"U{i % users}", i, [], [0], [int(label)]) for i, label in enumerate(labels)]
+    rows = [(f"U{i % users}", i, [], [i % 50], [int(label)]) for i, label in enumerate(labels)]
     p = np.asarray(p)
-    return from_scores("test", make_impressions(rows), make_news(["a"]), np.log(p) - np.log1p(-p))
+    news = make_news([f"title {i}" for i in range(50)])
+    return from_scores("test", make_impressions(rows), news, np.log(p) - np.log1p(-p))
 
 
 def measured(p, labels, **options):
-    return calibration(predictions(p, labels), rng=np.random.default_rng(0), **options)
+    return calibration(predictions(p, labels), **options)
 
 
 def test_by_hand():
@@ -62,4 +63,4 @@ def test_odd_frames():
     assert measured([0.2], [1])["bins"][0]["low"] is None
     huge = predictions([0.5, 0.5], [0, 1])
     huge = huge.set_column(huge.schema.get_field_index("score"), "score", pa.array([-1e4, 1e4]))
-    assert calibration(huge, rng=np.random.default_rng(0))["brier"] == 0
+    assert calibration(huge)["brier"] == 0

@@ -7,23 +7,21 @@ import numpy as np
 import official
 import pyarrow as pa
 import pytest
-from handmade import make_news, random_impressions
+from handmade import make_impressions, make_news, random_impressions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from mindlab.errors import UserError
 from mindlab.metrics import (
-    FEW_CLUSTERS,
     RANKING_METRICS,
     answer_metrics,
-    clustered_bootstrap,
-    clustered_intervals,
     evaluate,
-    paired_difference,
     paired_differences,
     ranking_metrics,
+    ranking_shares,
     sampled_metrics,
     subset_sha,
+    taken_apart,
 )
 from mindlab.predictions import check_predictions, from_scores
 
@@ -157,90 +155,65 @@ def test_sampled_metrics_by_hand():
     assert tied["mrr3"] == pytest.approx((1 + 1 / 2 + 1 / 3) / 21)
 
 
-def test_bootstrap_of_a_known_case():
-    # 400 users with one value each, half 0 and half 1: the mean's standard error is 0.5 / sqrt(400).
-    values, users = np.tile([0.0, 1.0], 200), np.arange(400)
-    found = clustered_bootstrap(values, users, rng=np.random.default_rng(0))
-    assert (found.mean, found.n, found.n_clusters) == (0.5, 400, 400)
-    assert found.low == pytest.approx(0.5 - 1.96 * 0.025, abs=0.005)
-    assert found.high == pytest.approx(0.5 + 1.96 * 0.025, abs=0.005)
-    narrow = clustered_bootstrap(values, users, rng=np.random.default_rng(0), level=0.5)
-    assert narrow.high - narrow.low < 0.5 * (found.high - found.low)
+def shares_of(impressions, scores, **options):
+    users = np.unique(impressions.users.astype(str), return_inverse=True)[1]
+    case = impressions.labels, impressions.offsets, users, impressions.news
+    return ranking_shares(scores, *case, **options)
 
 
-def test_bootstrap_equals_drawing_users_one_by_one():
-    rng = np.random.default_rng(3)
-    users = rng.integers(0, 40, 200)
-    values = rng.normal(size=200)
-    fast = clustered_bootstrap(values, users, rng=np.random.default_rng(0))
-    groups = [values[users == user] for user in np.unique(users)]
-    means = []
-    for _ in range(2000):
-        drawn = rng.integers(0, len(groups), len(groups))
-        means.append(np.concatenate([groups[g] for g in drawn]).mean())
-    low, high = np.percentile(means, [2.5, 97.5])
-    assert fast.low == pytest.approx(low, abs=0.03)
-    assert fast.high == pytest.approx(high, abs=0.03)
+def test_the_parts_of_an_impressions_candidates_sum_to_its_value(impressions):
+    scores = np.random.default_rng(2).integers(0, 5, len(impressions.news)).astype(float)  # with ties
+    values, shares = shares_of(impressions, scores, is_sampled=True)
+    expected = ranking_metrics(scores, impressions.labels, impressions.offsets)
+    expected |= sampled_metrics(scores, impressions.labels, impressions.offsets)
+    assert set(expected) < set(shares)
+    for name, one in shares.items():
+        assert np.bincount(one.owner, weights=one.parts) == pytest.approx(values[name])
+        assert np.bincount(one.owner, weights=one.weights) == pytest.approx(np.ones(len(impressions)))
+        if name in expected:
+            assert values[name] == pytest.approx(expected[name])
+        others = impressions.labels == 0
+        assert np.bincount(one.owner[others], weights=one.parts[others]) == pytest.approx(
+            np.zeros(len(impressions))
+        )
 
 
-def test_clustered_is_wider_when_users_repeat():
-    rng = np.random.default_rng(4)
-    users = np.repeat(np.arange(50), 20)
-    values = np.repeat(rng.normal(size=50), 20) + rng.normal(0, 0.1, 1000)
-    clustered = clustered_bootstrap(values, users, rng=rng)
-    iid = clustered_bootstrap(values, np.arange(1000), rng=rng)
-    assert clustered.high - clustered.low > 3 * (iid.high - iid.low)
+def test_a_non_click_in_the_way_is_charged_by_hand():
+    # One click of score 2 among 3, 2, 1: AUC 0.5, and (0, 0.5, 1) against each; ranks 2 or 3, less 1 without the first.
+    impressions = make_impressions([("U1", 0, [], [0, 1, 2, 3], [1, 0, 0, 0])])
+    _, shares = shares_of(impressions, np.array([2.0, 3.0, 2.0, 1.0]))
+    assert shares["auc"].parts.tolist() == pytest.approx([0.5, -1 / 6, 0.0, 1 / 6])
+    step = np.interp(1.5, [1, 2], [1, 1 / 2]) - np.interp(2.5, [2, 3], [1 / 2, 1 / 3])
+    mrr = (1 / 2 + 1 / 3) / 2
+    assert shares["mrr"].parts.tolist() == pytest.approx([mrr, -step / 2, 0.0, step / 2])
 
 
-def test_intervals_of_few_readers_are_too_narrow():
-    """Of 400 intervals of 95 %, 380 should hold the true mean, give or take 9 (two standard errors)."""
-    rng = np.random.default_rng(5)
-
-    def held(n):
-        drawn = rng.normal(size=(400, n))
-        found = [clustered_bootstrap(one, np.arange(n), rng=rng, n_resamples=500) for one in drawn]
-        return sum(interval.low <= 0 <= interval.high for interval in found)
-
-    assert held(FEW_CLUSTERS // 3) < 371
-    assert held(5 * FEW_CLUSTERS) >= 371
+def test_scores_taken_apart_by_hand():
+    # News 4 has the mean 2, news 9 the mean 1; what is left of each score is personal.
+    appeal, personal = taken_apart(np.array([1.0, 0.5, 3.0, 1.5]), np.array([4, 9, 4, 9]))
+    assert appeal.tolist() == [2.0, 1.0, 2.0, 1.0]
+    assert personal.tolist() == [-1.0, -0.5, 1.0, 0.5]
 
 
-def test_bootstrap_leaves_nan_out_and_does_not_depend_on_the_chunk(monkeypatch):
-    values = np.array([1.0, np.nan, 3.0, np.nan])
-    users = np.array(["a", "a", "b", "c"])
-    found = clustered_bootstrap(values, users, rng=np.random.default_rng(0))
-    assert (found.mean, found.n, found.n_clusters) == (2.0, 2, 2)
-    monkeypatch.setattr("mindlab.metrics.DRAWS_PER_CHUNK", 1)
-    assert clustered_bootstrap(values, users, rng=np.random.default_rng(0)) == found
+def test_parts_of_equal_scores_stay_ties():
+    # 0.1 three times has a mean that is not 0.1 in binary.
+    appeal, personal = taken_apart(np.array([0.1, 0.1, 0.1, 0.7]), np.array([1, 1, 1, 2]))
+    assert len(set(personal.tolist())) == 1
+    assert appeal.tolist() == pytest.approx([0.1, 0.1, 0.1, 0.7])
 
 
-def test_one_cluster_has_no_interval():
-    found = clustered_bootstrap(np.arange(3.0), np.zeros(3), rng=np.random.default_rng(0))
-    assert found.mean == 1.0
-    assert np.isnan([found.low, found.high]).all()
-
-
-def test_several_columns_share_their_resamples():
-    rng = np.random.default_rng(6)
-    a, users = rng.normal(size=60), rng.integers(0, 20, 60)
-    found = clustered_intervals({"a": a, "b": a + 1}, users, rng=np.random.default_rng(0))
-    assert found["b"].low == pytest.approx(found["a"].low + 1)
-
-
-def test_paired_difference_cancels_what_two_runs_share():
-    rng = np.random.default_rng(7)
-    users, hard = rng.integers(0, 80, 300), rng.normal(size=300)
-    a, b = hard + 0.05 + rng.normal(0, 0.02, 300), hard
-    paired = paired_difference(a, b, users, rng=rng)
-    assert paired.low > 0.04
-    assert clustered_bootstrap(a, users, rng=rng).low < clustered_bootstrap(b, users, rng=rng).high
+def test_a_method_of_appeal_alone_has_no_personal_part(impressions, news):
+    by_news = np.random.default_rng(1).random(40)[impressions.news]
+    found = evaluate(from_scores("dev", impressions, news, by_news)).summary
+    assert found["auc_appeal"] == pytest.approx(found["auc"])
+    assert found["auc_personal"] == 0.5
 
 
 def test_answer_metrics_by_hand():
     # The leak rule on 5,000 real impressions: TP 447, FP 0, FN 104, TN 4,449.
     yes = np.repeat([True, False, False], [447, 104, 4449])
     labels = np.repeat([1, 1, 0], [447, 104, 4449])
-    found = answer_metrics(yes, labels, np.arange(5000), rng=np.random.default_rng(0))
+    found = answer_metrics(yes, labels, np.arange(5000))
     assert (found["tp"], found["fp"], found["fn"], found["tn"]) == (447, 0, 104, 4449)
     assert round(found["accuracy"], 4) == 0.9792
     assert found["precision"] == 1.0
@@ -252,9 +225,7 @@ def test_answer_metrics_by_hand():
 
 
 def test_always_no_has_no_precision():
-    found = answer_metrics(
-        np.zeros(4, bool), np.array([0, 0, 0, 1]), np.arange(4), rng=np.random.default_rng(0)
-    )
+    found = answer_metrics(np.zeros(4, bool), np.array([0, 0, 0, 1]), np.arange(4))
     assert found["precision"] is None
     assert found["precision_low"] is None
     assert (found["accuracy"], found["recall"], found["f1"]) == (0.75, 0.0, 0.0)
@@ -274,7 +245,7 @@ def news():
 def test_evaluate_is_the_plain_mean_over_impressions(impressions, news):
     scores = np.random.default_rng(0).random(len(impressions.news))
     frame = from_scores("dev", impressions, news, scores)
-    found = evaluate(frame, rng=np.random.default_rng(0))
+    found = evaluate(frame)
     expected = ranking_metrics(scores, impressions.labels, impressions.offsets)
     for name in RANKING_METRICS:
         assert found.summary[name] == pytest.approx(np.mean(expected[name]), abs=1e-12)
@@ -282,19 +253,18 @@ def test_evaluate_is_the_plain_mean_over_impressions(impressions, news):
     assert found.summary["n_users"] == len(set(impressions.users))
     assert found.summary["accuracy"] is None
     assert "recall5" not in found.summary
-    assert evaluate(frame, rng=np.random.default_rng(0), protocol="sampled").summary["recall5"] > 0
+    assert evaluate(frame, protocol="sampled").summary["recall5"] > 0
 
 
 def test_pairs_need_the_same_candidates_and_labels(impressions, news):
     scores = np.random.default_rng(0).random(len(impressions.news))
-    rng = np.random.default_rng(0)
-    whole = evaluate(from_scores("dev", impressions, news, scores), rng=rng)
-    good = evaluate(from_scores("dev", impressions, news, impressions.labels.astype(float)), rng=rng)
-    assert paired_differences(good, whole, rng=rng)["auc"]["low"] > 0
+    whole = evaluate(from_scores("dev", impressions, news, scores))
+    good = evaluate(from_scores("dev", impressions, news, impressions.labels.astype(float)))
+    assert paired_differences(good, whole)["auc"]["low"] > 0
     part = impressions.take(np.arange(50))
-    fewer = evaluate(from_scores("dev", part, news, scores[: part.offsets[-1]]), rng=rng)
+    fewer = evaluate(from_scores("dev", part, news, scores[: part.offsets[-1]]))
     with pytest.raises(UserError, match="different impressions"):
-        paired_differences(fewer, whole, rng=rng)
+        paired_differences(fewer, whole)
 
 
 def test_rows_in_any_order_measure_the_same(impressions, news):
@@ -302,9 +272,7 @@ def test_rows_in_any_order_measure_the_same(impressions, news):
     frame = from_scores("dev", impressions, news, scores)
     shuffled = frame.take(pa.array(np.random.default_rng(1).permutation(len(frame))))
     assert not shuffled.equals(frame)
-    one, other = (
-        evaluate(check_predictions(table, "x"), rng=np.random.default_rng(0)) for table in (frame, shuffled)
-    )
+    one, other = (evaluate(check_predictions(table, "x")) for table in (frame, shuffled))
     assert other.summary == one.summary
 
 
@@ -327,10 +295,10 @@ def test_ids_dealt_out_to_other_impressions_are_not_compared(impressions, news, 
         from_scores("dev", impressions, news, scores),
         from_scores("dev", moved, news, scores, case_ids=None if which == "ids" else order),
     ]
-    right, moved = (evaluate(check_predictions(f, "x"), rng=np.random.default_rng(0)) for f in frames)
+    right, moved = (evaluate(check_predictions(f, "x")) for f in frames)
     assert moved.summary["auc"] == pytest.approx(right.summary["auc"])
     with pytest.raises(UserError, match="different impressions"):
-        paired_differences(moved, right, rng=np.random.default_rng(0))
+        paired_differences(moved, right)
 
 
 def test_subset_sha_sees_every_key_and_label_but_no_score(impressions, news):

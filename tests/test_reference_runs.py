@@ -41,7 +41,7 @@ def board(name: str) -> dict[str, dict]:
 def measured(folder: Path):
     """Measure recorded predictions as scripts/evaluate.py does."""
     frame = read_predictions(folder / "predictions.parquet")
-    return evaluate(frame, rng=np.random.default_rng(0), protocol="dev")
+    return evaluate(frame, protocol="dev")
 
 
 def recorded(name: str) -> list[str]:
@@ -51,7 +51,7 @@ def recorded(name: str) -> list[str]:
 
 def minus(one: Path, other: Path) -> dict:
     """Return the paired difference of two recorded models in AUC."""
-    return paired_differences(measured(one), measured(other), rng=np.random.default_rng(0))["auc"]
+    return paired_differences(measured(one), measured(other))["auc"]
 
 
 def block(file: str, name: str) -> str:
@@ -172,8 +172,7 @@ def test_the_model_that_learnt_the_leak():
     assert frame["impression_id"].to_pylist() == test.ids.tolist()
     assert frame["label"].to_numpy().tolist() == test.labels[test.offsets[1:] - 1].tolist()
     found, base = (
-        evaluate(read_predictions(FOLDER / f"cue/{name}/predictions.parquet"), rng=np.random.default_rng(0))
-        for name in ("lora", "base")
+        evaluate(read_predictions(FOLDER / f"cue/{name}/predictions.parquet")) for name in ("lora", "base")
     )
     assert found.summary["precision"] == 1.0
     assert found.summary["accuracy_low"] > found.summary["always_no_accuracy"] + 0.1

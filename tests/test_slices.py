@@ -35,7 +35,7 @@ def test_a_slice_has_the_mean_of_its_impressions():
     test = random_impressions(np.random.default_rng(0), n=300)
     train = random_impressions(np.random.default_rng(1), n=20, n_users=10)
     scores = test.labels + np.random.default_rng(2).normal(0, 1, len(test.news))
-    found = evaluate(from_scores("test", test, NEWS, scores), rng=np.random.default_rng(0))
+    found = evaluate(from_scores("test", test, NEWS, scores))
     parts = masks(test, train, NEWS)
     rows = measure_slices({"a": found}, parts)
     for question, answers in parts.items():

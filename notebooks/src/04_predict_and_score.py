@@ -103,10 +103,9 @@ last = np.full(n_seed, -1)
 labels = tables["base"]["label"].to_numpy()
 blind = {"always No": always_no(sample, last), "leak rule": leak_rule(sample, last)}
 blind |= {f"{name}, P(Yes) > P(No)": table["score"].to_numpy() > 0 for name, table in tables.items()}
-rng = np.random.default_rng(seed)
-found = {f"{name}, text": evaluate(table, rng=rng).summary for name, table in tables.items()}
+found = {f"{name}, text": evaluate(table).summary for name, table in tables.items()}
 for name, is_yes in blind.items():
-    found[name] = answer_metrics(is_yes, labels, sample.users, rng=rng)
+    found[name] = answer_metrics(is_yes, labels, sample.users)
 columns = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "tp", "fp", "fn", "tn"]
 display(pd.DataFrame(found).T[[*columns, "invalid_answers"]].astype(float).round(3))
 
@@ -119,7 +118,7 @@ display(pd.DataFrame(found).T[[*columns, "invalid_answers"]].astype(float).round
 n_whole = len(whole)
 is_yes = leak_rule(whole, np.full(n_whole, -1))
 targets = whole.labels[whole.offsets[1:] - 1]
-rule = answer_metrics(is_yes, targets, whole.users, rng=np.random.default_rng(seed))
+rule = answer_metrics(is_yes, targets, whole.users)
 display(pd.Series({"n": n_whole} | {key: rule[key] for key in [*columns, "always_no_accuracy"]}).round(3))
 
 # %%
@@ -183,7 +182,7 @@ runs |= dict(zip(simple, compare.compare(others, simple, Path(out) / f"simple-{n
 measured = {}
 for name, run in runs.items():
     table = predictions.read_predictions(run / "predictions.parquet")
-    measured[name] = evaluate(table, rng=np.random.default_rng(seed), protocol="dev")
+    measured[name] = evaluate(table, protocol="dev")
 columns = ["n_impressions", "auc", "auc_low", "auc_high", "mrr", "ndcg5", "ndcg10"]
 leaderboard = pd.DataFrame({name: one.summary for name, one in measured.items()}).T[columns]
 display(leaderboard.astype(float).round(3).sort_values("auc", ascending=False))
@@ -206,7 +205,7 @@ assert leaderboard[list(RANKING_METRICS)].astype(float).stack().between(0, 1).al
 # %%
 against = {}
 for name, one in measured.items():
-    against[name] = paired_differences(one, measured["random"], rng=np.random.default_rng(seed))["auc"]
+    against[name] = paired_differences(one, measured["random"])["auc"]
 differences = pd.DataFrame(against).T.astype(float)
 differences["shows a difference"] = (differences.low > 0) | (differences.high < 0)
 display(differences.round(3))
@@ -236,8 +235,8 @@ recorded = {
 gains = {}
 for name, run in recorded.items():
     pair = [predictions.read_predictions(f"{run}-{kind}/predictions.parquet") for kind in ("base", "lora")]
-    untuned, better = (evaluate(table, rng=np.random.default_rng(0), protocol="dev") for table in pair)
-    gain = paired_differences(better, untuned, rng=np.random.default_rng(0))["auc"]
+    untuned, better = (evaluate(table, protocol="dev") for table in pair)
+    gain = paired_differences(better, untuned)["auc"]
     kept = {"base": untuned.summary["auc"], "tuned": better.summary["auc"]}
     gains[name] = {"impressions": untuned.summary["n_impressions"]} | kept | gain
 display(pd.DataFrame(gains).T.round(3))
@@ -271,7 +270,7 @@ assert all(np.allclose(before[name], after[name]) for name in RANKING_METRICS)
 everything = compare.Request(data, seed=seed)
 run = compare.compare(everything, ["category"], Path(out) / f"simple-all-{seed}")[0]
 table = predictions.read_predictions(run / "predictions.parquet")
-all_of_them = evaluate(table, rng=np.random.default_rng(seed), protocol="dev").summary
+all_of_them = evaluate(table, protocol="dev").summary
 print({key: round(all_of_them[key], 3) for key in ("auc", "auc_low", "auc_high")}, len(dev), "impressions")
 few = measured["category"].summary
 assert all_of_them["auc_high"] - all_of_them["auc_low"] < few["auc_high"] - few["auc_low"]
@@ -290,7 +289,7 @@ both = [
 bounds = zip(chosen.offsets[:-1], chosen.offsets[1:], strict=True)
 blend = np.concatenate([rankdata(both[0][a:b]) + rankdata(both[1][a:b]) for a, b in bounds])
 table = predictions.from_scores("test", chosen, mind.news, blend, case_ids=dev_rows)
-blended = evaluate(table, rng=np.random.default_rng(seed), protocol="dev").summary
+blended = evaluate(table, protocol="dev").summary
 print({key: round(blended[key], 3) for key in ("auc", "auc_low", "auc_high")})
 assert blended["subset_sha"] == measured["tfidf"].summary["subset_sha"]
 

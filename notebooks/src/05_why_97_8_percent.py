@@ -72,7 +72,7 @@ print(alpaca.LikesDislikes().record(shortest)["input"])
 last = np.full(len(test), -1)
 truth = test.labels[test.offsets[1:] - 1]
 found = {
-    name: answer_metrics(rule(test, last), truth, test.users, rng=np.random.default_rng(seed))
+    name: answer_metrics(rule(test, last), truth, test.users)
     for name, rule in {"always No": always_no, "the leak rule": leak_rule}.items()
 }
 columns = ["accuracy", "accuracy_low", "accuracy_high", "precision", "recall", "tp", "fp", "fn", "tn"]
@@ -131,11 +131,10 @@ print(f"{len(few)} impressions, those of the recorded run: {same}")
 # %%
 asked = protocols.seed_splits(read_mind(short, ("train",)), seed)["test"]
 recorded = {name: read_predictions(Path(cue) / name / "predictions.parquet") for name in ("base", "lora")}
-rng = np.random.default_rng(seed)
-small = {f"{name}, its text": evaluate(table, rng=rng).summary for name, table in recorded.items()}
+small = {f"{name}, its text": evaluate(table).summary for name, table in recorded.items()}
 truth_here = recorded["lora"]["label"].to_numpy()
 for name, rule in {"always No": always_no, "the leak rule": leak_rule}.items():
-    small[name] = answer_metrics(rule(asked, np.full(len(asked), -1)), truth_here, asked.users, rng=rng)
+    small[name] = answer_metrics(rule(asked, np.full(len(asked), -1)), truth_here, asked.users)
 display(pd.DataFrame(small).T[[*columns, "invalid_answers"]].astype(float).round(3))
 
 # %% [markdown]
@@ -230,7 +229,7 @@ runs = compare.compare(compare.Request(data, seed=seed), simple, Path(out) / "de
 measured = {}
 for name, run in zip(simple, runs, strict=True):
     predictions = read_predictions(run / "predictions.parquet")
-    measured[name] = evaluate(predictions, rng=np.random.default_rng(seed), protocol="dev").summary
+    measured[name] = evaluate(predictions, protocol="dev").summary
 honest = pd.DataFrame(measured).T[["n_impressions", "auc", "auc_low", "auc_high", "mrr", "ndcg5", "ndcg10"]]
 display(honest.astype(float).round(3))
 

@@ -220,8 +220,8 @@ found = []
 for model in (control, untrained):
     scores = score_without_labels(model, easy["test"], news)
     frame = from_scores("test", easy["test"], news, scores)
-    found.append(evaluate(frame, rng=np.random.default_rng(0), protocol="dev"))
-gain = paired_differences(*found, rng=np.random.default_rng(0))["auc"]
+    found.append(evaluate(frame, protocol="dev"))
+gain = paired_differences(*found)["auc"]
 print(f"trained on easy labels {found[0].summary['auc']:.3f}, untrained {found[1].summary['auc']:.3f}")
 print(reporting.difference_text(gain), reporting.verdict(gain))
 
@@ -253,8 +253,8 @@ for name, model in {CROSS: models[0], "minilm": make_recommender("minilm")}.item
         read_predictions(Path(out) / name / "predictions.parquet"),
         from_scores("test", test, news, foreign, case_ids=rows),
     )
-    own, other = (evaluate(frame, rng=np.random.default_rng(0), protocol="dev") for frame in frames)
-    gain = paired_differences(own, other, rng=np.random.default_rng(0))["auc"]
+    own, other = (evaluate(frame, protocol="dev") for frame in frames)
+    gain = paired_differences(own, other)["auc"]
     lines[name] = {
         "own": own.summary["auc"],
         "another's": other.summary["auc"],
@@ -319,12 +319,12 @@ stages = {}
 for k in steps:
     scores = [rerank(first["score"].to_numpy(), frame["score"].to_numpy(), offsets, k) for frame in frames]
     tables = [first.set_column(place, first.schema.field(place), [score]) for score in scores]
-    stages[k] = evaluate_seeds(tables, rng=np.random.default_rng(0), protocol="dev")
+    stages[k] = evaluate_seeds(tables, protocol="dev")
 
 # %%
 lines = []
 for k, found in stages.items():
-    gain = paired_differences(found, stages[0], rng=np.random.default_rng(0))["auc"]
+    gain = paired_differences(found, stages[0])["auc"]
     share = np.minimum(np.diff(offsets), k).sum() / len(first)
     line = {
         "k": k,
@@ -364,7 +364,7 @@ assert lines["pairs read"].is_monotonic_increasing
 # %% tags=["solution"]
 alone = score_without_labels(models[0], stranger, news)
 spread = pd.Series(alone).groupby(test.news).agg(np.ptp).max()
-found = evaluate(from_scores("test", test, news, alone), rng=np.random.default_rng(0), protocol="dev").summary
+found = evaluate(from_scores("test", test, news, alone), protocol="dev").summary
 print(
     f"one score a news, up to {spread:.0e}; AUC {found['auc']:.3f} [{found['auc_low']:.3f}, {found['auc_high']:.3f}]"
 )

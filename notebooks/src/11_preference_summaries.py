@@ -286,8 +286,8 @@ for name, summaries in {"own": own, "another's": foreign}.items():
     score, _ = predict.make_scorer(asked, mind, written=summaries)
     scored = np.concatenate([one.scores for one in score(test.without_labels())])
     frame = from_scores("test", test, news, scored)
-    found[name] = evaluate(frame, rng=np.random.default_rng(0), protocol="sampled")
-gain = paired_differences(found["own"], found["another's"], rng=np.random.default_rng(0))
+    found[name] = evaluate(frame, protocol="sampled")
+gain = paired_differences(found["own"], found["another's"])
 for metric in ("recall5", "auc"):
     print(metric, reporting.difference_text(gain[metric]), reporting.verdict(gain[metric]))
 # If the interval holds zero, this run does not show that the model uses what is said about the reader.
