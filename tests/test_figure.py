@@ -305,7 +305,7 @@ def test_no_text_touches_another_or_leaves_the_picture(tmp_path, columns):
 
     table = read_published(PUBLISHED)
     rows = [*ROWS, *(Row(row["name"], row["group"], row["auc"]) for row in table["rows"])]
-    rows.append(Row("W" * 60 + " a long name, " * 4, "g " * 60, 0.55, 0.54, 0.56, "note " * 20))
+    rows.append(Row("W" * 60 + " a long name, " * 4, "g " * 60, 0.3, 0.29, 0.32, "note " * 20))
     file = tmp_path / "figure.svg"
     file.write_text(
         forest(rows, "A finding that takes more than one line " * 3, "words " * 50, columns), encoding="utf-8"
