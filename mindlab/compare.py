@@ -204,6 +204,7 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path, hashes: Mapping
             "seeds": seeds,
             "n_impressions": len(rows),
             "params": getattr(recommender, "params", 0),
+            "trained_on": None if name in (*NEEDS_NO_CLICKS, *BLIND, ORACLE) else request.data,
             "chosen": getattr(recommender, "chosen", None),  # on the validation day
             "texts_written": getattr(
                 recommender, "written", None

@@ -309,6 +309,7 @@ def _launch(
     discard_torn(out)
     # What the adapter belongs to: see `check_adapter`.
     wanted["base"] = base_of(root / settings["model_name_or_path"])
+    wanted["trained_on"] = source_of(settings, root)
     write_json(out / RECORD, {**wanted, "finished": False})
     run = [*command(), "train", str(path.resolve()), *map(argument, overrides.items())]
     # With true, LLaMA-Factory would start anew among the old checkpoints; resuming is ours to offer.
@@ -394,11 +395,30 @@ def settings_of(out: str | Path) -> dict[str, Any] | None:
     return read_record(path, "train it again").get("settings") if path.is_file() else None
 
 
+def source_of(settings: Mapping[str, Any], root: str | Path = ".") -> dict[str, Any] | None:
+    """Return which news data a training's records were built from: ``data``, its folder, and ``inputs_sha256`` by file.
+
+    The manifest beside the records tells (`mindlab.alpaca.build`); None for records of another origin.
+    """
+    for path in sorted((Path(root) / settings["dataset_dir"]).glob("processed/*.manifest.json")):
+        manifest = read_json(path, "build the records again")
+        inputs = manifest.get("inputs_sha256") or {}
+        if inputs and any(name in manifest.get("datasets", {}) for name in dataset_names(settings)):
+            return {"data": Path(os.path.commonpath(inputs)).as_posix(), "inputs_sha256": inputs}
+    return None
+
+
+def trained_on(adapter: str | Path) -> dict[str, Any]:
+    """Return what `source_of` found when the adapter was trained; {} where its record does not tell."""
+    path = Path(adapter) / RECORD
+    return (read_record(path, "train it again").get("trained_on") or {}) if path.is_file() else {}
+
+
 def read_record(path: Path, advice: str) -> dict[str, Any]:
     """Return the record of a training, its parts being objects; raise `UserError` for anything else."""
     record = read_json(path, advice)
-    for key in ("settings", "datasets", "base"):
-        if not isinstance(record.get(key, {}), dict):
+    for key in ("settings", "datasets", "base", "trained_on"):
+        if not isinstance(record.get(key) or {}, dict):
             raise UserError(f"{path}: {key} is {record[key]!r}, expected an object; {advice}")
     return record
 

@@ -213,6 +213,7 @@ LLM_TRSR = {
     "LLM-TRSR-Recurrent": (0.9060, 0.9390, 0.9840, 0.8400, 0.8475, 0.8534),
 }
 
+RECPROMPT = Path("data/published/recprompt.json")  # of the impressions in mindlab/recprompt.py
 PUBLISHED_METRICS = ("auc", "mrr", "ndcg5", "ndcg10")
 PUBLISHED_GROUPS = ("simple", "neural", "prompted", "tuned prompts")
 

@@ -52,7 +52,7 @@ LABELS = {
 }
 SHARE = "share of clicks"  # on the axis of a calibration plot
 COSTS = ("params", "train_seconds", "ms_per_impression", "peak_mb", "tokens_per_impression")
-CONTEXT = ("title", "data", "synthetic", "command", "notes")
+CONTEXT = ("title", "data", "synthetic", "command", "notes", "published")
 PARTS = (
     "appeal: AUC with each score replaced by its mean over the impressions that show the news article, so by news alone; "
     "personal: AUC with that mean taken away, so without news means."
@@ -91,7 +91,10 @@ def measure(run: str | Path, cases: np.ndarray | None = None) -> Measured:
     sampled = SAMPLED_METRICS if protocol.startswith("sampled") else ()
     for metric in (*RANKING_METRICS, *PART_METRICS, *sampled, "accuracy"):
         row |= {f"{metric}{end}": found.summary[f"{metric}{end}"] for end in ("", "_low", "_high")}
-    row |= {key: manifest.get(key) for key in ("params", "train_seconds", "ms_per_impression", "peak_mb")}
+    row |= {
+        key: manifest.get(key)
+        for key in ("trained_on", "params", "train_seconds", "ms_per_impression", "peak_mb")
+    }
     row["writing_seconds"] = writing_seconds(manifest)
     asked = manifest.get("request")
     is_yes_no = isinstance(asked, dict) and asked.get("format") in YES_NO
@@ -158,7 +161,7 @@ def leaderboard(
             not score all of them scored different impressions, and is refused.
         context: what the rows cannot know: ``title``, ``data`` (which data, in words), ``synthetic``
             (true puts the warning on every form of the table), ``command`` (that makes it all again),
-            ``notes`` (a list of sentences).
+            ``notes`` (a list of sentences), ``published`` (a table of `mindlab.published.read_published`, shown apart).
 
     Returns:
         ``rows`` (as leaderboard.json), ``manifests`` and ``evaluations`` by name, ``pairs``, ``reference``, ``context`` and
@@ -308,6 +311,13 @@ def remarks(board: Mapping[str, Any], context: Mapping[str, Any] | None = None) 
             f"{', '.join(few)}: fewer than 3 training seeds, "
             f"so the interval covers the choice of {by} and news and not the luck of training."
         )
+    if published := context.get("published"):
+        said.append(f"Published: {published['authors']}, {published['paper']}. {published['remark']}")
+        if published["logged"]["rows"]:
+            said.append(published["logged"]["remark"])
+        said.append(
+            "No difference to a published row is called significant: what it scored is not known impression by impression."
+        )
     said += [
         written_text(name, what, cost)
         for name, manifest in board["manifests"].items()
@@ -423,11 +433,11 @@ def time_text(seconds: float | None) -> str:
 
 def as_text(board: Mapping[str, Any]) -> str:
     """Return the board as plain text for a terminal: a table, its differences, its remarks."""
-    metrics, writing = columns(board), writing_column(board)
+    metrics, more = columns(board), [*trained_column(board), *writing_column(board)]
     head = [
         "",
         *(f"{LABELS[metric]}{' [95 %]' if metric == metrics[0] else ''}" for metric in metrics),
-        *writing,
+        *more,
         "ms/impr.",
     ]
     table: list[list[str]] = [head]
@@ -438,12 +448,17 @@ def as_text(board: Mapping[str, Any]) -> str:
             cells = [score_text(row[metric]) for metric in metrics]
             if metrics:
                 cells[0] = with_interval(row, metrics[0])
-            cells += [time_text(row.get("writing_seconds")) for _ in writing]
+            cells += [_column_text(name, row) for name in more]
             table.append([_printable(row["name"]), *cells, cost_text(row["ms_per_impression"])])
+    for group, rows in published_groups(board).items():
+        titles[len(table)] = f"published, {group}: not run here, no interval"
+        for row in rows:
+            cells = [score_text(row.get(metric)) if metric in row else "" for metric in metrics]
+            table.append([_printable(row["name"]), *cells, *("" for _ in more), ""])
     lines = []
     for i, line in enumerate(_align(table)):
         lines += ["", titles[i]] if i in titles else []
-        lines.append(line)
+        lines.append(line.rstrip())
     parts = [describe(board), "\n".join(lines)]
     found = comparisons(board)
     if found:
@@ -451,16 +466,45 @@ def as_text(board: Mapping[str, Any]) -> str:
         for name, entry, _ in found:
             metric, difference = headline(entry)
             minus = f"{_printable(name)} - {_printable(entry['against'])}"
-            rows.append([minus, LABELS[metric], difference_text(difference)])
-        ends = [verdict(headline(entry)[1]).split(":")[0] for _, entry, _ in found]
-        pairs = [f"{line}  {end}" for line, end in zip(_align(rows), ends, strict=True)]
-        parts.append("paired differences\n" + "\n".join(pairs))
+            parts_of = [difference_text(entry[part]) if entry.get(part) else "" for part in PART_METRICS]
+            end = verdict(difference).split(":")[0]
+            rows.append([minus, LABELS[metric], difference_text(difference), end, *parts_of])
+        is_apart = any(row[-1] for row in rows)
+        heads = ["paired differences", "", "", "", *(LABELS[part] for part in PART_METRICS)]
+        shown = [heads, *rows] if is_apart else [row[:4] for row in rows]
+        lines = [line.rstrip() for line in _align(shown)]
+        parts.append("\n".join(lines if is_apart else ["paired differences", *lines]))
     for name, entry, is_asked in found:
         if is_asked:
             parts.append(
                 f"{_printable(name)} minus {_printable(entry['against'])}: {verdict(headline(entry)[1])}."
             )
     return "\n\n".join([*parts, "\n".join(map(_printable, remarks(board)))])
+
+
+def trained_column(board: Mapping[str, Any]) -> list[str]:
+    """Return the heading of the tables' column for what a row was trained on; none where all were trained on the data."""
+    known = {row.get("trained_on") for row in board["rows"]}
+    return ["trained on"] if known - {None, board["context"].get("data")} else []
+
+
+def _column_text(heading: str, row: Mapping[str, Any]) -> str:
+    """Return a row's text in one of the columns that not every table has."""
+    if heading == "trained on":
+        return _printable(row.get("trained_on") or "–")
+    return time_text(row.get("writing_seconds"))
+
+
+def published_groups(board: Mapping[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Return the published rows that stand apart under the board, by group; runs that the source only logged last."""
+    published = board["context"].get("published")
+    if not published:
+        return {}
+    groups: dict[str, list[dict[str, Any]]] = {}
+    for row in published["rows"]:
+        groups.setdefault(row["group"], []).append(row)
+    logged = published["logged"]["rows"]
+    return groups | ({"in the authors' log, not in their table": logged} if logged else {})
 
 
 def _printable(text: Any) -> str:
@@ -481,10 +525,10 @@ def _align(rows: list[list[str]]) -> list[str]:
 
 def as_markdown(board: Mapping[str, Any]) -> str:
     """Return the board as Markdown, one table a block."""
-    metrics, writing = columns(board), writing_column(board)
+    metrics, more = columns(board), [*trained_column(board), *writing_column(board)]
     title = board["context"].get("title") or "Leaderboard"
     parts = [f"# {_markdown(title)}", f"{_markdown(describe(board))}."]
-    head = ["method", *(LABELS[metric] for metric in metrics), "parameters", "training", *writing]
+    head = ["method", *(LABELS[metric] for metric in metrics), "parameters", "training", *more]
     head.append("ms per impression")
     for name, why, rows in blocks(board):
         body = [
@@ -493,20 +537,36 @@ def as_markdown(board: Mapping[str, Any]) -> str:
                 *(with_interval(row, metric) for metric in metrics),
                 params_text(row["params"]),
                 time_text(row["train_seconds"]),
-                *(time_text(row.get("writing_seconds")) for _ in writing),
+                *(_markdown(_column_text(heading, row)) for heading in more),
                 _markdown(cost_text(row["ms_per_impression"])),
             ]
             for row in rows
         ]
         parts += [f"## {name.capitalize()}", f"{why[0].upper()}{why[1:]}.", _markdown_table(head, body)]
+    if groups := published_groups(board):
+        shown = [metric for metric in metrics if metric in RANKING_METRICS]
+        body = [
+            [_markdown(row["name"]), _markdown(group), *(score_text(row[metric]) for metric in shown)]
+            for group, rows in groups.items()
+            for row in rows
+        ]
+        head = ["published", "group", *(LABELS[metric] for metric in shown)]
+        parts += ["## Published", "Not run here, no interval.", _markdown_table(head, body)]
     found = comparisons(board)
     if found:
         body = []
         for name, entry, _ in found:
             metric, difference = headline(entry)
             minus = f"{_markdown(name)} − {_markdown(entry['against'])}"
-            body.append([minus, LABELS[metric], difference_text(difference), verdict(difference)])
-        head = ["paired difference", "metric", "mean [95 %]", "in words"]
+            of_parts = [difference_text(entry[part]) if entry.get(part) else "–" for part in PART_METRICS]
+            body.append([minus, LABELS[metric], difference_text(difference), verdict(difference), *of_parts])
+        head = [
+            "paired difference",
+            "metric",
+            "mean [95 %]",
+            "in words",
+            *(LABELS[part] for part in PART_METRICS),
+        ]
         parts += ["## Paired differences", _markdown_table(head, body)]
     parts.append("\n".join(f"- {_markdown(line)}" for line in remarks(board)))
     return "\n\n".join(parts) + "\n"
@@ -569,6 +629,8 @@ def write_report(
         _differences_section(board),
         _table_section(board, context),
         _forest_section(board),
+        _parts_section(board),
+        _published_section(board),
         _slices_section(board, slices),
         _calibration_section(board),
         _cost_section(board),
@@ -759,6 +821,53 @@ def _forest_section(board: Mapping[str, Any]) -> str:
         f"<figure>{_dots(groups, metric, chance)}"
         f"<figcaption>{said}Intervals that overlap do not rule "
         "out a difference; the paired differences decide.</figcaption></figure></section>\n"
+    )
+
+
+def _parts_section(board: Mapping[str, Any]) -> str:
+    """Return each paired difference, and how much of it is appeal and how much is personal."""
+    found = [(name, entry) for name, entry, _ in comparisons(board) if entry.get("auc_appeal")]
+    if not found:
+        return ""
+    metrics = ("auc", *PART_METRICS)
+    head = "".join(f"<th>{_e(text)}</th>" for text in ["difference", *(LABELS[m] for m in metrics)])
+    lines = []
+    for name, entry in found:
+        cells = []
+        for metric in metrics:
+            mean, _, interval = difference_text(entry[metric]).partition(" ")
+            cells.append(_cell(mean, interval))
+        lines.append(f'<tr><th scope="row">{_e(name)} − {_e(entry["against"])}</th>{"".join(cells)}</tr>')
+    return (
+        '<section id="parts"><h2>Appeal and person</h2><p>What a method thinks of a news article for anybody is its mean '
+        "score over all impressions that show the article: AUC of that is its <b>appeal</b>, AUC of the rest is "
+        "<b>personal</b>. A gain in appeal alone is liking a few headlines; a recommender's gain is personal.</p>"
+        + _html_table(head, f"<tbody>{''.join(lines)}</tbody>")
+        + "</section>\n"
+    )
+
+
+def _published_section(board: Mapping[str, Any]) -> str:
+    """Return the published rows of the same impressions, apart."""
+    groups = published_groups(board)
+    if not groups:
+        return ""
+    head = "".join(f"<th>{_e(text)}</th>" for text in ["published", *(LABELS[m] for m in RANKING_METRICS)])
+    bodies = []
+    for group, rows in groups.items():
+        lines = [
+            f'<tr class="block"><th colspan="{1 + len(RANKING_METRICS)}"><span>{_e(_capital(group))}</span></th></tr>',
+            *(
+                f'<tr><th scope="row">{_e(row["name"])}</th>'
+                f"{''.join(_cell(score_text(row[metric])) for metric in RANKING_METRICS)}</tr>"
+                for row in rows
+            ),
+        ]
+        bodies.append(f"<tbody>{''.join(lines)}</tbody>")
+    return (
+        '<section id="published"><h2>Published on the same impressions</h2><p>Not run here, no interval.</p>'
+        + _html_table(head, "".join(bodies))
+        + "</section>\n"
     )
 
 

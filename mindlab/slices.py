@@ -19,7 +19,7 @@ Masks = dict[str, dict[str, np.ndarray]]  # by question, then by answer: bool (n
 def masks(test: Impressions, train: Impressions, news: News) -> Masks:
     """Return which labelled impressions of `test` belong to which slice, by question.
 
-    The reader: in the training impressions or not; the history's length; the list's length; whether the clicked
+    The user: in the training impressions or not; the history's length; the list's length; whether the clicked
     news was shown in training (on MIND's test day most of it was not); the category of the clicked news, where
     all clicks of an impression are in one. Slices of one question do not overlap.
     """
@@ -38,8 +38,8 @@ def masks(test: Impressions, train: Impressions, news: News) -> Masks:
     np.maximum.at(highest, owner[clicks], of_clicks)
     only = np.where(lowest == highest, lowest, -1)
     common = np.argsort(-np.bincount(only[only >= 0], minlength=len(names)), kind="stable")[:MOST_CATEGORIES]
-    return {
-        "reader": {"in training": is_known, "new": ~is_known},
+    found = {
+        "user": {"in training": is_known, "new": ~is_known},
         "clicks in the history": _ranges(history, HISTORIES),
         "candidates": _ranges(size, LISTS),
         "clicked news": {
@@ -49,6 +49,9 @@ def masks(test: Impressions, train: Impressions, news: News) -> Masks:
         },
         "clicked category": {str(names[k]): only == k for k in common},
     }
+    if not len(train):  # then everybody is new, and nothing was shown
+        del found["user"], found["clicked news"]
+    return found
 
 
 def measure_slices(

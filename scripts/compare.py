@@ -1,15 +1,22 @@
 """Compare recommenders on the same impressions: one table, with intervals and cost, and a page with plots.
 
-Fits and scores every method that applies to the protocol; those that are learned are trained with several seeds.
-The rows of SmolLM2-135M, untrained and tuned through LLaMA-Factory, and of other methods that take seconds an
-impression, are scored on a seeded choice of impressions (--llm-limit), and all rows of the table are measured on
-just these; what the other methods reach on all impressions stands in a table of its own, in the folder all/. Further rows come from run folders of
-scripts/predict.py (--add), if they scored the same impressions. What is done already is kept; after Ctrl-C run the
-same command again.
+Fits and scores every method that applies to the protocol and the data; those that are learned are trained with several
+seeds. With --llm also the rows of SmolLM2-135M, untrained and tuned through LLaMA-Factory. They, and other methods that
+take seconds an impression, are scored on a seeded choice of impressions (--llm-limit), and all rows of the table are
+measured on just these; what the other methods reach on all impressions stands in a table of its own, in the folder all/.
+Further rows come from run folders of scripts/predict.py (--add), if they scored the same impressions, and from blends.
+What is done already is kept; after Ctrl-C run the same command again.
+
+On data without a training split (scripts/download_mind.py --size recprompt) what learns from clicks is left out, and a
+tuned SmolLM2 was tuned on data/sample. The published rows of the same impressions stand below, apart.
 
 Examples:
   python scripts/compare.py --data data/sample --out runs/compare
-  python scripts/compare.py --data data/sample --out runs/compare --keep data/reference_runs/compare \\
+  python scripts/compare.py --data data/raw/recprompt --out runs/recprompt            (counts and vectors: a minute or two)
+  python scripts/compare.py --data data/raw/recprompt --out runs/recprompt --llm      (SmolLM2 too)
+  python scripts/compare.py --data data/raw/recprompt --out runs/recprompt \\
+      --blend both=minilm-lme+category,chosen      (weights chosen on the validation split)
+  python scripts/compare.py --data data/sample --llm --out runs/compare --keep data/reference_runs/compare \\
       --update docs/leaderboard.md     (what made that document's table)
   python scripts/compare.py --data data/sample --only popularity,category,lightgbm --limit 150 --out runs/small
   python scripts/compare.py --data data/sample --protocol seed --only always-no,leak-rule,popularity --out runs/seed
@@ -33,14 +40,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindlab import cli, kept, protocols
+from mindlab import cli, kept, protocols, recprompt
 from mindlab import report as reporting
+from mindlab.blend import BLENDS, Blend, make_blend, parse_blend
 from mindlab.compare import BLIND, ORACLE, Request, compare, cross_encoder_rows, encoder_row, names_of
 from mindlab.errors import UserError
 from mindlab.llm import rows
-from mindlab.mind import Impressions, Mind, read_mind
+from mindlab.mind import Impressions, Mind, no_impressions, read_mind, splits_in
 from mindlab.predictions import read_predictions, write_prediction_zip
-from mindlab.recommenders import COSTLY, EMBEDDED, NEURAL, PAIRS, SIMPLE
+from mindlab.published import RECPROMPT, read_published
+from mindlab.recommenders import COSTLY, EMBEDDED, NEEDS_LLM, NEURAL, PAIRS, SIMPLE, WRITES
 from mindlab.recommenders.oracle import FILE_NAME
 from mindlab.slices import masks, measure_slices
 
@@ -58,14 +67,23 @@ def arguments() -> argparse.Namespace:
         default="test",
         help="valid: 14 November, to choose on; submission: MIND's unlabelled test split, a prediction.zip a row",
     )
-    known = ", ".join([*SIMPLE, *COSTLY, *rows.NAMES, *rows.SAMPLED_NAMES, ORACLE, *BLIND])
+    known = ", ".join([*SIMPLE, *BLENDS, *COSTLY, *rows.NAMES, *rows.SAMPLED_NAMES, ORACLE, *BLIND])
     parser.add_argument("--only", metavar="NAME,NAME", help=f"of {known} (default: all that apply)")
+    parser.add_argument("--llm", action="store_true", help="also the rows that a language model makes")
+    parser.add_argument(
+        "--blend",
+        action="append",
+        default=[],
+        type=parse_blend,
+        metavar="NAME=A+B",
+        help="also a sum of the rows A and B, each standardised in every impression; NAME=A+B,chosen: with weights "
+        "chosen on the validation split, not equal ones",
+    )
     parser.add_argument("--limit", type=int, help="a seeded random choice of impressions (default: all)")
     parser.add_argument(
         "--llm-limit",
         type=int,
-        default=100,
-        help="the same for language models, without --limit (default 100)",
+        help="the same for language models, without --limit (default 100; all where nothing is trained)",
     )
     parser.add_argument("--seed", type=int, default=42)
     parser.add_argument("--seeds", type=int, default=3, help="trainings of a learned method (default 3)")
@@ -100,8 +118,10 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Fit, score, measure, write the tables and the pages."""
     args = arguments()
+    folders = protocols.folders_of("dev", args.split, args.data)
+    has_training = "train" in folders
     is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
-    names, llm = names_asked(args, is_synthetic)
+    names, blends, llm = names_asked(args, is_synthetic, has_training)
     request = Request(
         args.data, args.protocol, args.split, args.limit, args.seed, args.seeds,
         args.encoder, args.cross_encoder, args.cross_pairs,
@@ -122,17 +142,20 @@ def main() -> None:
             write_prediction_zip(run / "prediction.zip", read_predictions(run / "predictions.parquet"))
             print(run / "prediction.zip")
         return
-    llm_limit = args.limit or args.llm_limit
+    llm_limit = args.limit or args.llm_limit or (100 if has_training else None)
     with tqdm(costly, unit=" costly methods", file=sys.stderr, disable=not costly) as bar:
         llm_runs = compare(replace(request, limit=llm_limit), costly, args.out, lambda _: named(bar))
-    llm_runs += [
-        rows.make_summary_row(name, args.data, llm_limit, args.out, seed=args.seed)
-        if name in rows.SAMPLED_NAMES
-        else rows.make_row(name, args.data, llm_limit, args.out, seed=args.seed, protocol=args.protocol)
-        for name in llm
-    ]
+    llm_runs += [llm_run(name, args, llm_limit, args.out, args.split) for name in llm]
+    for blend in blends:
+        run = make_blend(
+            blend.name,
+            [args.out / part for part in blend.parts],
+            args.out,
+            weights_from(blend, args, request),
+        )
+        (llm_runs if {*blend.parts} & {*costly, *llm} else runs).append(run)
 
-    mind = read_mind(args.data)
+    mind = read_mind(args.data, folders)
     splits = protocols.splits_of(args.protocol, mind, args.seed)
     n = len(splits[args.split])
     whole, some = (protocols.limit(n, most, args.seed) for most in (args.limit, llm_limit))
@@ -143,52 +166,107 @@ def main() -> None:
         "synthetic": is_synthetic,
         "command": shlex.join(["python", *sys.argv]),
     }
+    if recprompt.is_published(args.data) and args.split == "test":
+        context["published"] = read_published(RECPROMPT)
     boards = {}  # by folder, with the cases that its rows are measured on
-    pairs = [*PAIRS, *([own_cross, (own_cross[0], "minilm")] if own_cross else [])]
-    own = [pair for pair in pairs if set(pair) <= {*names, *costly}]
-    some_only = [*costly, *llm]
-    if some_only and len(some) < len(whole):
+    pairs = [
+        *PAIRS,
+        *rows.PAIRS,
+        *rows.SAMPLED_PAIRS,
+        *([own_cross, (own_cross[0], "minilm")] if own_cross else []),
+    ]
+    pairs += [(blend.name, part) for blend in blends for part in blend.parts]
+
+    def among(found: Iterable[Path]) -> list[tuple[str, str]]:
+        here = {run.name for run in found}
+        return [pair for pair in pairs if set(pair) <= here]
+
+    if llm_runs and len(some) < len(whole):
         if runs:
-            pairs = [pair for pair in own if set(pair) <= set(names)]
-            boards["all"] = (
-                reporting.leaderboard(runs, pairs=pairs, context=context | {"notes": notes}),
-                whole,
-            )
+            board = reporting.leaderboard(runs, pairs=among(runs), context=context | {"notes": notes})
+            boards["all"] = board, whole
         notes = [
             *notes,
             f"Language models and cross-encoders scored a seeded choice of {len(some)} of the {len(whole)} impressions, and all rows "
             "are measured on just these; the other methods on all impressions: all/report.html.",
         ]
-    cases = some if some_only else whole
-    pairs = [*own, *(pair for pair in (*rows.PAIRS, *rows.SAMPLED_PAIRS) if set(pair) <= set(llm))]
-    every = [*runs, *llm_runs, *args.add]
-    board = reporting.leaderboard(every, pairs=pairs, cases=cases, context=context | {"notes": notes})
+    cases = some if llm_runs else whole
+    made = [*runs, *llm_runs]
+    board = reporting.leaderboard(
+        [*made, *args.add], pairs=among(made), cases=cases, context=context | {"notes": notes}
+    )
     boards["."] = board, cases
     for folder, (one, its_cases) in boards.items():
         page = write(args.out / folder, one, mind, splits, args.split, its_cases)
         if args.update:
             kept.update(args.update, args.keep / folder, reporting.as_text(one))
     if args.keep:
-        keep(args.out, args.keep, boards, [*runs, *llm_runs])
+        keep(args.out, args.keep, boards, made)
     print(reporting.as_text(board))
     print(page)
 
 
-def names_asked(args: argparse.Namespace, is_synthetic: bool) -> tuple[list[str], list[str]]:
-    """Return the recommenders to run, and the rows of language models."""
-    # The training of a language model has seen the validation day.
-    takes_llm = rows.names_of(args.protocol) if args.split == "test" else ()
+def names_asked(
+    args: argparse.Namespace, is_synthetic: bool, has_training: bool
+) -> tuple[list[str], list[Blend], list[str]]:
+    """Return the recommenders to run, the blends of rows, and the rows of language models.
+
+    Parts of a blend are run even if nobody asked for them by name.
+    """
     is_labelled = args.split != protocols.SUBMISSION
-    names = [name for name in names_of(args.protocol) if name != ORACLE or (is_synthetic and is_labelled)]
-    names = [name for name in names if name not in COSTLY or is_labelled]
-    names = args.only.split(",") if args.only else [*names, *takes_llm]
+    # Where it was trained here, a language model's training has seen the validation day.
+    takes_llm = rows.names_of(args.protocol, has_training)
+    if args.split != "test" and (has_training or not is_labelled):
+        takes_llm = ()
+    usual = [
+        name
+        for name in names_of(args.protocol, has_training)
+        if name != ORACLE or (is_synthetic and is_labelled)
+    ]
+    usual = [name for name in usual if name not in COSTLY or is_labelled]
+    usual = [name for name in usual if args.llm or name not in NEEDS_LLM]
+    if not has_training:
+        usual = [name for name in usual if name not in WRITES]
+    ranks = is_labelled and args.protocol != "seed"
+    usual += [*(BLENDS if ranks else ()), *(takes_llm if args.llm else ())]
+    names = args.only.split(",") if args.only else usual
+    blends = [Blend(name, BLENDS[name]) for name in names if name in BLENDS] + args.blend
+    names = [name for name in names if name not in BLENDS]
+    names += [part for blend in blends for part in blend.parts]
+    names = list(dict.fromkeys(names))
     llm = [name for name in names if name in {*rows.NAMES, *rows.SAMPLED_NAMES}]
     for name in llm:
         if name not in takes_llm:
-            where = [protocol for protocol in protocols.PROTOCOLS if name in rows.names_of(protocol)]
-            kinds = f"protocol{'s' if len(where) > 1 else ''} {' and '.join(where)}"
+            where = [
+                protocol for protocol in protocols.PROTOCOLS if name in rows.names_of(protocol, has_training)
+            ]
+            kinds = f"protocol{'s' if len(where) != 1 else ''} {' and '.join(where) or 'of data with a training split'}"
             raise UserError(f"{name} applies to split test of the {kinds} alone")
-    return [name for name in names if name not in llm], llm
+    return [name for name in names if name not in llm], blends, llm
+
+
+def llm_run(name: str, args: argparse.Namespace, limit: int | None, out: Path, split: str) -> Path:
+    """Score a row of the embedded language model."""
+    if name in rows.SAMPLED_NAMES:
+        return rows.make_summary_row(name, args.data, limit, out, seed=args.seed)
+    return rows.make_row(name, args.data, limit, out, seed=args.seed, protocol=args.protocol, split=split)
+
+
+def weights_from(blend: Blend, args: argparse.Namespace, request: Request) -> list[Path] | None:
+    """Return the runs of a blend's parts on the validation split, None for equal weights."""
+    if not blend.is_chosen:
+        return None
+    out = args.out / "valid"
+    llm = [part for part in blend.parts if part in {*rows.NAMES, *rows.SAMPLED_NAMES}]
+    if llm and "train" in splits_in(args.data):
+        raise UserError(
+            f"--blend {blend.name}: {llm[0]} was trained on the validation day, so no weight can be chosen there"
+        )
+    others = [part for part in blend.parts if part not in llm]
+    compare(replace(request, split="valid", limit=None), others, out)
+    for part in llm:
+        llm_run(part, args, None, out, "valid")
+    return [out / part for part in blend.parts]
 
 
 def keep(out: Path, folder: Path, boards: Iterable[str], runs: list[Path]) -> None:
@@ -228,7 +306,7 @@ def write(
     cases: np.ndarray,
 ) -> Path:
     """Write a board with its slices; return the page."""
-    train = splits["fit" if split == "valid" else "train"]
+    train = splits.get("fit" if split == "valid" else "train", no_impressions())
     parts = masks(splits[split].take(cases), train, mind.news)
     metric = "accuracy" if board["protocol"] == "seed" else "auc"
     return reporting.write_leaderboard(out, board, slices=measure_slices(board["evaluations"], parts, metric))

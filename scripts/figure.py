@@ -147,7 +147,7 @@ def in_order(rows: Sequence[Row]) -> list[Row]:
 def caption(rows: Sequence[Row], n: int, table: Mapping[str, Any] | None) -> str:
     """Return what was measured, on how much, and how far apart rows must be to say more."""
     half = statistics.median((row.high - row.low) / 2 for row in rows)
-    said = f"{n:,} impressions; 95 % intervals over users and clicked news, about ±{half:.2f}."
+    said = f"{n:,} impressions; 95 % intervals over users and news, about ±{half:.2f}."
     if table:
         said += f" Published: {table['authors']}, {table['paper'].removeprefix('https://')}, with no such interval."
     return said

@@ -58,7 +58,7 @@ def test_one_table_of_all(run_compare, tmp_path):
     assert "Synthetic data" in out
     assert max(rows.values(), key=lambda row: row["auc"])["name"] == "oracle"
     slices = json.loads((tmp_path / "slices.json").read_text("utf-8"))
-    assert sum(row["n"] for row in slices if row["question"] == "reader") == 80
+    assert sum(row["n"] for row in slices if row["question"] == "user") == 80
 
     before = {file: file.stat().st_mtime_ns for name in rows for file in seed_files(tmp_path / name)}
     assert len(before) == 6

@@ -124,7 +124,7 @@ def test_the_page_shows_slices(board, tmp_path):
     row = next(row for row in slices if row["slice"] == "1-9")
     assert f"{row['methods'][TUNED]['mean']:.3f}" in shown
     assert "Clicks in the history" in shown
-    assert json.loads((tmp_path / "slices.json").read_text("utf-8"))[0]["question"] == "reader"
+    assert json.loads((tmp_path / "slices.json").read_text("utf-8"))[0]["question"] == "user"
     assert "slices" not in Page(report.write_leaderboard(tmp_path / "none", board)).texts
 
 

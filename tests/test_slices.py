@@ -24,7 +24,7 @@ def test_masks_by_hand():
     said = {
         q: {name: np.flatnonzero(m).tolist() for name, m in answers.items()} for q, answers in found.items()
     }
-    assert said["reader"] == {"in training": [0], "new": [1, 2]}
+    assert said["user"] == {"in training": [0], "new": [1, 2]}
     assert said["clicks in the history"] == {"0": [0], "1-9": [2], "10-49": [1], "50 or more": []}
     assert said["candidates"] == {"2-5": [0, 2], "6-20": [1], "21-100": [], "101 or more": []}
     assert said["clicked news"] == {"all shown in training": [0], "some shown": [1], "none shown": [2]}
@@ -48,7 +48,7 @@ def test_a_slice_has_the_mean_of_its_impressions():
                 one = row["methods"]["a"]
                 assert one["mean"] == pytest.approx(found.values["auc"][mask].mean())
                 assert one["low"] <= one["mean"] <= one["high"]
-        if question in ("reader", "clicks in the history", "candidates", "clicked news"):
+        if question in ("user", "clicks in the history", "candidates", "clicked news"):
             assert sum(mask.astype(int) for mask in answers.values()).tolist() == [1] * len(test)
     with pytest.raises(ValueError, match="300 impressions, the slices have 20"):
         measure_slices({"a": found}, masks(train, train, NEWS))

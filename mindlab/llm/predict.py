@@ -321,6 +321,7 @@ def _predict(
             "n_impressions": len(rows),
             "params": costs[0]["params"],
             "train_seconds": factory.train_seconds(request.adapter) if request.adapter else None,
+            "trained_on": factory.trained_on(request.adapter).get("data") if request.adapter else None,
             "log_odds_shift": _shift(request, mind),
             "texts_written": _texts_written(request, work.written[1]),
             "seconds": round(seconds, 2),

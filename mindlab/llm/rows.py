@@ -14,9 +14,9 @@ from typing import Any
 from mindlab import cli, embedded_model, factory
 from mindlab.alpaca import BuildOptions, build, is_built, make_budget
 from mindlab.llm.predict import Request, predict
-from mindlab.mind import read_mind
+from mindlab.mind import read_mind, splits_in
 from mindlab.prompts import InContext, Listwise, Recency, Summary
-from mindlab.runs import data_hashes, read_manifest
+from mindlab.runs import data_hashes
 from mindlab.summaries import summariser_of
 
 CONFIGS = {
@@ -28,7 +28,8 @@ CONFIGS = {
 MODEL = f"models/{embedded_model.NAME}"
 TEMPLATE = "smollm2"
 REFERENCE_RUNS = Path("data/reference_runs")
-TUNED = ("next_click", "pointwise")
+TUNED = ("next_topic", "next_click", "pointwise")
+SAMPLE = Path("data/sample")  # what a model was tuned on where the data at hand has nothing to train on
 # The prompts of notebook 09 that a forward pass answers; nothing is tuned for them.
 UNTUNED = (Recency.name, InContext.name, Listwise.name)
 # The rows of scripts/compare.py by name: the prompt, and whether the model was tuned.
@@ -70,12 +71,18 @@ def get_model() -> None:
     embedded_model.build(MODEL, say)
 
 
-def names_of(protocol: str) -> tuple[str, ...]:
+def names_of(protocol: str, has_training: bool = True) -> tuple[str, ...]:
     """Return the rows of the embedded model that apply to a protocol.
+
+    Without a training split: the prompts that can be tuned, and of the tuned rows those whose adapter the repository
+    carries.
 
     >>> names_of("sampled")[:2], names_of("seed")
     (('smollm2-recent-base', 'smollm2-recent-lora'), ())
     """
+    if not has_training:
+        rows = {name: kind for name, (form, kind) in NAMES.items() if form in TUNED}
+        return tuple(n for n, kind in rows.items() if kind == "base" or carried(n, SAMPLE) is not None)
     if protocol == "sampled":
         return tuple(SAMPLED_NAMES)
     return tuple(NAMES) if protocol in ("dev", "sampled-impression") else ()
@@ -129,37 +136,50 @@ def score(
     *,
     seed: int = 42,
     protocol: str = "dev",
+    split: str = "test",
     summary: str = "recent",
 ) -> Path:
-    """Score one model on a protocol's test impressions, with a progress bar; return its run folder."""
+    """Score one model on a split of a protocol, with a progress bar; return its run folder."""
     cutoff_len = factory.load(CONFIGS.get(form, CONFIGS["pointwise"]))["cutoff_len"]
     step(
         f"score {out.name}",
         f"python scripts/predict.py --data {data} --protocol {protocol} --format {form} --model {MODEL} "
         f"{f'--summary {summary} ' if summary != 'recent' else ''}"
         f"{f'--adapter {adapter} ' if adapter else ''}--cutoff-len {cutoff_len} "
-        f"{f'--limit {limit} ' if limit else ''}--out {out}",
+        f"{f'--split {split} ' if split != 'test' else ''}{f'--limit {limit} ' if limit else ''}--out {out}",
     )
     request = Request(
-        data, protocol, form, MODEL, TEMPLATE, str(adapter) if adapter else None,
+        data, protocol, form, MODEL, TEMPLATE, str(adapter) if adapter else None, split,
         limit=limit, seed=seed, cutoff_len=cutoff_len, summary=summary,
     )  # fmt: skip
     return predict(request, out, cli.cases_bar)
 
 
 def make_row(
-    name: str, data: str, limit: int | None, out: Path, *, seed: int = 42, protocol: str = "dev"
+    name: str,
+    data: str,
+    limit: int | None,
+    out: Path,
+    *,
+    seed: int = 42,
+    protocol: str = "dev",
+    split: str = "test",
 ) -> Path:
     """Score the row of that name (one of `NAMES`) into ``out/name``; tune its model first where it needs that.
 
-    An adapter that the repository carries is taken if it was trained on this very data; else the training goes
-    to ``out/training/name``.
+    A model is tuned on the data at hand, or on `SAMPLE` where that has no training split. An adapter that the repository
+    carries is taken if it was trained on this very data; else the training goes to ``out/training/name``.
     """
     form, kind = NAMES[name]
     adapter = None
     if kind == "lora":
-        adapter = carried(name, data) or tune(form, data, out / "training" / name)
-    return score(data, form, adapter, limit, out / name, seed=seed, protocol=protocol)
+        source = data if "train" in splits_in(data) else SAMPLE.as_posix()
+        adapter = carried(name, source)
+        if adapter is None:
+            adapter = tune(form, source, out / "training" / name)
+        else:
+            say(f"{adapter}: trained on {source} by {CONFIGS[form]}, so it is not trained again")
+    return score(data, form, adapter, limit, out / name, seed=seed, protocol=protocol, split=split)
 
 
 def make_summary_row(
@@ -202,17 +222,24 @@ def tune(
     return train(CONFIGS[form], {**overrides, **own})
 
 
-def carried(name: str, data: str) -> Path | None:
-    """Return the adapter of a row that the repository carries, if the same YAML made it from the same data."""
+def carried(name: str, data: str | Path) -> Path | None:
+    """Return the adapter of a row that the repository carries, if the same YAML made it from the same data.
+
+    Where its records and outputs lay, and its seed, do not matter.
+    """
     hashes = set(data_hashes(data, ("train", "dev")).values())
-    wanted = json.loads(json.dumps(factory.load(CONFIGS[NAMES[name][0]])))
+    aside = ("dataset_dir", "output_dir", "seed")
+
+    def without_places(settings: Mapping[str, Any] | None) -> dict[str, Any]:
+        return {key: value for key, value in (settings or {}).items() if key not in aside}
+
+    wanted = without_places(json.loads(json.dumps(factory.load(CONFIGS[NAMES[name][0]]))))
     for adapter in sorted(REFERENCE_RUNS.glob(f"*/{name}/adapter")):
-        known = read_manifest(adapter.parent).get("inputs_sha256", {})
+        known = factory.trained_on(adapter).get("inputs_sha256", {})
         if (
             factory.has_weights(adapter)
             and hashes <= set(known.values())
-            and factory.settings_of(adapter) == wanted
+            and without_places(factory.settings_of(adapter)) == wanted
         ):
-            say(f"{adapter}: trained on this data by {CONFIGS[NAMES[name][0]]}, so it is not trained again")
             return adapter
     return None

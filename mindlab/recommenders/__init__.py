@@ -69,10 +69,15 @@ LEARNED = (
     *(name + UNTRAINED for name in NEURAL),
     *(CROSS, CROSS + UNTRAINED),
 )
+# Whose texts a language model writes, and who needs one at all.
+WRITES = (TokenTfIdf.name, "tokens-lightgbm")
+NEEDS_LLM = (EMBEDDED, *WRITES)
 # What each learned row is compared with, beside popularity: itself before training, or what it started from.
 PAIRS = [
     *((name, name + UNTRAINED) for name in NEURAL),
     *((name, "minilm") for name in ("embeddings-logistic", "embeddings-lightgbm", "minilm-readers")),
+    ("categories", "category"),
+    ("minilm-lme", "minilm"),
     (TokenTfIdf.name, TfIdf.name),
     ("titles-lightgbm", "minilm"),
     ("tokens-lightgbm", "titles-lightgbm"),
