@@ -57,6 +57,21 @@ class Shares:
         """Return the difference to another method's mean over the same impressions, with its interval."""
         return replace(self, parts=self.parts - other.parts)._interval(level)
 
+    def of_clicked(self, other: Self, most: int = 2) -> list[dict[str, float | int]]:
+        """Return what the `most` clicked news articles that add most to the difference add to it, and their clicks.
+
+        The additions of all clicked articles sum to the difference. No article is named.
+        """
+        clicks = self.weights > 0
+        number, n = _numbered(self.news[clicks])
+        added = (
+            np.bincount(number, weights=(self.parts - other.parts)[clicks], minlength=n) / self.weights.sum()
+        )
+        count = np.bincount(number, minlength=n)
+        sign = 1.0 if added.sum() >= 0 else -1.0
+        largest = np.argsort(-sign * added, kind="stable")[:most]
+        return [{"adds": float(added[k]), "clicks": int(count[k])} for k in largest]
+
     def _interval(self, level: float) -> Interval:
         columns = self.parts[:, None], self.weights[:, None]
         return ratio_intervals(*columns, self.users, self.news, level=level)[0]

@@ -166,7 +166,7 @@ def leaderboard(
     Returns:
         ``rows`` (as leaderboard.json), ``manifests`` and ``evaluations`` by name, ``pairs``, ``reference``, ``context`` and
         what all rows share. ``paired`` of a row lists its differences, ``{"against": name, "auc": {"mean",
-        "low", "high"}, ...}``.
+        "low", "high"}, ..., "of_clicked": what the two clicked news articles that add most to it add}``.
 
     Raises:
         UserError: for no runs, two of one name, several protocols, different impressions, an unknown name
@@ -210,7 +210,10 @@ def leaderboard(
     for name, against in wanted:
         one, base = by_name[name], by_name[against].evaluation
         difference = paired_differences(one.evaluation, base)
-        one.row["paired"].append({"against": against, **difference})
+        entry: dict[str, Any] = {"against": against, **difference}
+        if "auc" in difference:
+            entry["of_clicked"] = one.evaluation.shares["auc"].of_clicked(base.shares["auc"])
+        one.row["paired"].append(entry)
 
     summary = first.evaluation.summary
     return {
@@ -477,9 +480,24 @@ def as_text(board: Mapping[str, Any]) -> str:
     for name, entry, is_asked in found:
         if is_asked:
             parts.append(
-                f"{_printable(name)} minus {_printable(entry['against'])}: {verdict(headline(entry)[1])}."
+                f"{_printable(name)} minus {_printable(entry['against'])}: {verdict(headline(entry)[1])}"
+                f"{of_clicked_text(entry)}."
             )
     return "\n\n".join([*parts, "\n".join(map(_printable, remarks(board)))])
+
+
+def of_clicked_text(entry: Mapping[str, Any]) -> str:
+    """Return what a few clicked news articles add to a difference.
+
+    >>> of_clicked_text({"of_clicked": [{"adds": 0.02, "clicks": 39}, {"adds": 0.01, "clicks": 4}]})
+    '; the two news articles that add most to it (39 and 4 clicks) add +0.030'
+    """
+    found = entry.get("of_clicked") or []
+    if len(found) < 2:
+        return ""
+    clicks = " and ".join(f"{one['clicks']:,}" for one in found)
+    added = sum(one["adds"] for one in found)
+    return f"; the two news articles that add most to it ({clicks} clicks) add {added:+.3f}"
 
 
 def trained_column(board: Mapping[str, Any]) -> list[str]:
@@ -683,7 +701,7 @@ def _differences_section(board: Mapping[str, Any]) -> str:
             f'<div class="card"><p class="pair">{LABELS[metric]}, <b>{_e(name)}</b> minus '
             f'<b>{_e(entry["against"])}</b></p><p class="big">{_minus(mean)} <small>'
             f"{_minus(interval_text(difference['low'], difference['high'], '+'))}</small></p>"
-            f'<p class="verdict">{_sentence(verdict(difference))}</p></div>'
+            f'<p class="verdict">{_sentence(verdict(difference) + of_clicked_text(entry))}</p></div>'
         )
     return f'<section id="gain"><h2>Head to head</h2>{"".join(cards)}</section>\n' if cards else ""
 

@@ -32,7 +32,7 @@ Examples:
 import argparse
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -45,6 +45,7 @@ from mindlab import report as reporting
 from mindlab.blend import BLENDS, Blend, make_blend, parse_blend
 from mindlab.compare import BLIND, ORACLE, Request, compare, cross_encoder_rows, encoder_row, names_of
 from mindlab.errors import UserError
+from mindlab.files import write_json
 from mindlab.llm import rows
 from mindlab.mind import Impressions, Mind, no_impressions, read_mind, splits_in
 from mindlab.predictions import read_predictions, write_prediction_zip
@@ -269,8 +270,14 @@ def weights_from(blend: Blend, args: argparse.Namespace, request: Request) -> li
     return [out / part for part in blend.parts]
 
 
-def keep(out: Path, folder: Path, boards: Iterable[str], runs: list[Path]) -> None:
-    """Copy the tables, and the rows that take a minute or more to make."""
+def keep(out: Path, folder: Path, boards: Mapping[str, tuple[dict[str, Any], Any]], runs: list[Path]) -> None:
+    """Copy the tables, and the rows that take a minute or more to make; of MIND itself nothing but numbers."""
+    if not any(board["context"]["synthetic"] for board, _ in boards.values()):
+        for place, (board, _) in boards.items():
+            write_json(folder / place / "metrics.json", board["rows"])
+            write_json(folder / place / "manifest.json", board["manifests"])
+            kept.keep([out / place / "slices.json"], folder / place)
+        return
     for place in boards:
         kept.keep([out / place / name for name in TABLES], folder / place)
     for run in runs:

@@ -105,6 +105,17 @@ def test_a_headline_that_many_clicked_widens_the_interval():
     assert both.high - both.low > 3 * (alone.high - alone.low)
 
 
+def test_what_single_articles_add_to_a_difference():
+    # Article 7 was clicked twice and gained 0.6 and 0.2, article 8 once and lost 0.4; of four impressions.
+    ours = shares([0.9, 0.5, 0.1, 0.3], np.arange(4), np.array([7, 7, 8, 9]))
+    theirs = replace(ours, parts=np.array([0.3, 0.3, 0.5, 0.3]))
+    found = ours.of_clicked(theirs)
+    assert [one["clicks"] for one in found] == [2, 1]
+    assert [one["adds"] for one in found] == pytest.approx([0.2, 0.0])
+    assert theirs.of_clicked(ours)[0] == {"adds": pytest.approx(-0.2), "clicks": 2}
+    assert sum(one["adds"] for one in ours.of_clicked(theirs, most=9)) == pytest.approx(0.1)
+
+
 def test_intervals_over_users_and_news_hold_the_truth_and_those_over_users_do_not():
     """The short form of `python -m benchmarks.coverage`: 95 % are 380 of 400, give or take 9 (two standard errors)."""
     (row,) = study(sizes=[400], shares=[0.10], exposures=[0.5], n_sets=200, n_truth=300)

@@ -88,13 +88,13 @@ class Page(HTMLParser):
         ]
 
 
-def test_few_readers_are_named_as_few(tmp_path):
+def test_few_users_are_named_as_few(tmp_path):
     said = {}
     for n_users in (29, 30):
         rows = random_impressions(np.random.default_rng(1), n=300, n_users=n_users)
         run = handmade.make_run(tmp_path / str(n_users), 1.0, 1, impressions=rows)
         said[n_users] = " ".join(report.remarks(report.leaderboard([run])))
-    assert "29 readers are few" in said[29]
+    assert "29 users are few" in said[29]
     assert "are few" not in said[30]
 
 
@@ -245,7 +245,8 @@ def test_paired_differences_are_those_of_metrics_and_stay_on_their_track(board, 
     expected = paired_differences(found[TUNED], found[BASE])
     rows = {row["name"]: row for row in board["rows"]}
     entry = next(p for p in rows[TUNED]["paired"] if p["against"] == BASE)
-    assert entry == {"against": BASE, **expected}
+    of_clicked = found[TUNED].shares["auc"].of_clicked(found[BASE].shares["auc"])
+    assert entry == {"against": BASE, **expected, "of_clicked": of_clicked}
     assert math.isclose(entry["auc"]["mean"], rows[TUNED]["auc"] - rows[BASE]["auc"], abs_tol=1e-12)
     assert board["reference"] == "popularity"
     assert [p["against"] for p in rows["category"]["paired"]] == ["popularity"]
@@ -316,7 +317,7 @@ def test_the_numbers_of_the_page_are_those_of_the_rows(board, tmp_path):
     for row in board["rows"]:
         cells = [
             f"{row[m]:.3f} [{row[f'{m}_low']:.3f}, {row[f'{m}_high']:.3f}]"
-            for m in ("auc", "mrr", "ndcg5", "ndcg10")
+            for m in ("auc", "auc_appeal", "auc_personal", "mrr", "ndcg5", "ndcg10")
         ]
         assert f"{row['name']} {' '.join(cells)}" in table
     difference = next(p["auc"] for row in board["rows"] for p in row["paired"] if p["against"] == BASE)
