@@ -1,9 +1,9 @@
 """Make the boards of data/reference_runs, and their tables in the documents, anew without a language model.
 
 A row whose predictions are committed is measured from them; the others are made into runs/boards, which takes some
-minutes the first time. What only a language model can make, and whose predictions are not committed, is left out of
-the board, and a note under it says so. Predictions are measured again and time is not: a row that was on the board keeps
-its costs.
+minutes the first time (delete that folder after a change in a method). What only a language model can make, and whose
+predictions are not committed, is left out, and a note under the board says so. Predictions are measured again and time is
+not: a row that was on the board keeps its costs.
 
 Prints which paired differences have another verdict than in the boards of --since, with both intervals, and by how much
 mean values moved. Those of committed predictions must not: exit 1 if they do.
@@ -141,8 +141,8 @@ def make(name: str, since: str) -> list[tuple[str, list[dict], dict[str, Any]]]:
     left = [row for row in wanted if row not in runs]
     if left:
         notes.append(
-            f"{', '.join(left)}: not in this table, because a language model makes them and their predictions are not in "
-            f"the repository. They come back with: {board.again}"
+            "Not in this table, because a language model makes them and their predictions are not in the repository: "
+            f"{', '.join(left)}. To bring them back: {board.again}"
         )
     tables = [(name, list(runs), some)]
     if name == COMPARE:
