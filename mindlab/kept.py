@@ -66,6 +66,11 @@ def around(file: Path, folder: Path) -> tuple[str, str]:
     return head + begin, end + tail
 
 
+def has(file: Path, mark: Path) -> bool:
+    """Return whether a Markdown file has marks of that name."""
+    return f"<!-- {mark.as_posix()} -->" in file.read_text(encoding="utf-8")
+
+
 def update(file: Path, folder: Path, table: str) -> None:
     """Replace what stands between a Markdown file's marks of `folder` by a table of plain text."""
     put(file, folder, f"```\n{table.strip()}\n```")

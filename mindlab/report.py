@@ -889,6 +889,22 @@ def _published_section(board: Mapping[str, Any]) -> str:
     )
 
 
+def slices_markdown(slices: Sequence[Mapping[str, Any]], question: str) -> str:
+    """Return one question's slices as a Markdown table: a line a method, a column a slice."""
+    asked = [row for row in slices if row["question"] == question and row["methods"]]
+    names = list(dict.fromkeys(name for row in asked for name in row["methods"]))
+    metric = LABELS.get(asked[0]["metric"], asked[0]["metric"]) if asked else ""
+    head = [f"{metric} by {question}", *(f"{row['slice']} ({row['n']:,} impressions)" for row in asked)]
+    body = []
+    for name in names:
+        found = [row["methods"].get(name) or dict.fromkeys(("mean", "low", "high")) for row in asked]
+        cells = [
+            f"{score_text(one['mean'])} {interval_text(one['low'], one['high'])}".rstrip() for one in found
+        ]
+        body.append([_markdown(name), *cells])
+    return _markdown_table(head, body)
+
+
 def _slices_section(board: Mapping[str, Any], slices: Sequence[Mapping[str, Any]] | None) -> str:
     """Return the metric of each method in each slice: of a few as plots, a plot a question, of all as a table."""
     if not slices:

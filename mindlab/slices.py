@@ -8,6 +8,7 @@ import numpy as np
 from mindlab.metrics import Evaluation
 from mindlab.mind import Impressions, News
 
+HISTORY = "clicks in the history"  # a question
 HISTORIES = ((0, 0), (1, 9), (10, 49), (50, None))  # clicks in the history, both ends included
 LISTS = ((2, 5), (6, 20), (21, 100), (101, None))  # candidates of the impression
 MOST_CATEGORIES = 5
@@ -40,7 +41,7 @@ def masks(test: Impressions, train: Impressions, news: News) -> Masks:
     common = np.argsort(-np.bincount(only[only >= 0], minlength=len(names)), kind="stable")[:MOST_CATEGORIES]
     found = {
         "user": {"in training": is_known, "new": ~is_known},
-        "clicks in the history": _ranges(history, HISTORIES),
+        HISTORY: _ranges(history, HISTORIES),
         "candidates": _ranges(size, LISTS),
         "clicked news": {
             "all shown in training": (n_shown == n_clicks) & (n_clicks > 0),

@@ -45,14 +45,14 @@ from mindlab import report as reporting
 from mindlab.blend import BLENDS, Blend, make_blend, parse_blend
 from mindlab.compare import BLIND, ORACLE, Request, compare, cross_encoder_rows, encoder_row, names_of
 from mindlab.errors import UserError
-from mindlab.files import write_json
+from mindlab.files import read_json, write_json
 from mindlab.llm import rows
 from mindlab.mind import Impressions, Mind, no_impressions, read_mind, splits_in
 from mindlab.predictions import read_predictions, write_prediction_zip
 from mindlab.published import RECPROMPT, read_published
 from mindlab.recommenders import COSTLY, EMBEDDED, NEEDS_LLM, NEURAL, PAIRS, SIMPLE, WRITES
 from mindlab.recommenders.oracle import FILE_NAME
-from mindlab.slices import masks, measure_slices
+from mindlab.slices import HISTORY, masks, measure_slices
 
 TABLES = ("leaderboard.json", "leaderboard.md", "slices.json")
 
@@ -201,6 +201,9 @@ def main() -> None:
         page = write(args.out / folder, one, mind, splits, args.split, its_cases)
         if args.update:
             kept.update(args.update, args.keep / folder, reporting.as_text(one))
+            if kept.has(args.update, args.keep / folder / "slices"):
+                table = reporting.slices_markdown(read_json(page.parent / "slices.json", "", list), HISTORY)
+                kept.put(args.update, args.keep / folder / "slices", table)
     if args.keep:
         keep(args.out, args.keep, boards, made)
     print(reporting.as_text(board))

@@ -24,7 +24,7 @@ from tests.conftest import ROOT
 DOCS = (
     *("README.md", "README_zh.md", "data/README.md", "configs/README.md"),
     *("docs/distributed.md", "docs/leaderboard.md", "docs/licences.md", "docs/performance.md"),
-    *("docs/planning.md", "docs/recipe.md", "docs/reliability.md"),
+    *("docs/planning.md", "docs/recipe.md", "docs/reliability.md", "docs/real_mind.md", "docs/intervals.md"),
     *("docs/teaching.md", "docs/troubleshooting.md"),
 )
 SHELL = re.compile(r"^(?:python |llamafactory-cli |pytest |make )")
