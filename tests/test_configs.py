@@ -29,14 +29,14 @@ def test_every_config_is_found():
         *(
             f"train/glm4_9b_{name}_{kind}.yaml"
             for name in ("0414", "chat")
-            for kind in ("lora_sft", "lora_sft_summary", "qlora_sft")
+            for kind in ("lora_sft", "lora_sft_next_topic", "lora_sft_summary", "qlora_sft")
         ),
         "train/smollm2_135m_lora_sft.yaml",
         "train/smollm2_135m_lora_sft_next_topic.yaml",
         "train/smollm2_135m_lora_sft_pointwise.yaml",
         "train/smollm2_135m_lora_sft_summary.yaml",
     ]
-    assert (len(TRAIN), len(CHAT), len(EXPORT)) == (13, 3, 2)
+    assert (len(TRAIN), len(CHAT), len(EXPORT)) == (15, 3, 2)
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)

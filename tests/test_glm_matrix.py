@@ -28,6 +28,7 @@ NAMES = {"glm": "glm4_9b_chat", "glm4": "glm4_9b_0414"}
 TARGETS = {"q_proj", "k_proj", "v_proj", "o_proj", "gate_up_proj", "down_proj"}
 STEPS = (
     "train/{}_lora_sft",
+    "train/{}_lora_sft_next_topic",
     "train/{}_lora_sft_summary",
     "train/{}_qlora_sft",
     "infer/{}_lora_predict",
@@ -80,6 +81,7 @@ def checkout(models, tmp_path_factory) -> Path:
     fitted = ["--model", models["glm"], "--template", "glm4", "--cutoff-len", 1024, "--link-to", root]
     for protocol, form, n in (
         ("dev", "next_click", 8),
+        ("dev", "next_topic", 40),
         ("seed", "likes_dislikes", 10),
         ("sampled", "summary", 10),
     ):
@@ -136,6 +138,27 @@ def test_lora_trains_on_whole_records(lab):
     )
     assert labels.startswith("\n- ")
     assert prompt.endswith(f"<|assistant|>{labels}")
+
+
+def test_lora_trains_on_packed_records_of_topics(lab, tmp_path, monkeypatch):
+    """A row holds several records, numbered in its mask so that none sees its neighbours, and none is lost."""
+    from llamafactory.train.sft import workflow
+
+    rows = []
+    get_dataset = workflow.get_dataset
+
+    def spy(*arguments, **options):
+        found = get_dataset(*arguments, **options)
+        rows.extend(found["train_dataset"])
+        return found
+
+    monkeypatch.setattr(workflow, "get_dataset", spy)
+    lab.run("train/{}_lora_sft_next_topic", output_dir=str(tmp_path / "lora"), max_steps=2)
+    assert_trained(tmp_path / "lora")
+    records = json.loads((lab.root / "data/processed/mind_dev_next_topic_train.json").read_text("utf-8"))
+    held = [len({*row["attention_mask"]} - {0}) for row in rows]
+    assert sum(held) == len(records) > len(rows)
+    assert max(held) > 1
 
 
 def test_lora_trains_on_summary_records(lab, tmp_path):
