@@ -70,6 +70,12 @@ def arguments() -> argparse.Namespace:
     )
     known = ", ".join([*SIMPLE, *BLENDS, *COSTLY, *rows.NAMES, *rows.SAMPLED_NAMES, ORACLE, *BLIND])
     parser.add_argument("--only", metavar="NAME,NAME", help=f"of {known} (default: all that apply)")
+    parser.add_argument(
+        "--llm-seeds",
+        type=int,
+        default=1,
+        help="trainings of a tuned language model (default 1; an hour each)",
+    )
     parser.add_argument("--llm", action="store_true", help="also the rows that a language model makes")
     parser.add_argument(
         "--blend",
@@ -253,7 +259,8 @@ def llm_run(name: str, args: argparse.Namespace, limit: int | None, out: Path, s
     """Score a row of the embedded language model."""
     if name in rows.SAMPLED_NAMES:
         return rows.make_summary_row(name, args.data, limit, out, seed=args.seed)
-    return rows.make_row(name, args.data, limit, out, seed=args.seed, protocol=args.protocol, split=split)
+    how = {"seed": args.seed, "protocol": args.protocol, "split": split, "n_seeds": args.llm_seeds}
+    return rows.make_row(name, args.data, limit, out, **how)
 
 
 def weights_from(blend: Blend, args: argparse.Namespace, request: Request) -> list[Path] | None:
@@ -284,7 +291,7 @@ def keep(out: Path, folder: Path, boards: Mapping[str, tuple[dict[str, Any], Any
     for place in boards:
         kept.keep([out / place / name for name in TABLES], folder / place)
     for run in runs:
-        if run.name in (*NEURAL, EMBEDDED, *COSTLY, *rows.NAMES, *rows.SAMPLED_NAMES):
+        if run.name in (*NEURAL, *NEEDS_LLM, *COSTLY, *rows.NAMES, *rows.SAMPLED_NAMES):
             kept.keep_run(run, folder)
         adapter = out / "training" / run.name / "adapter"
         if adapter.is_dir():

@@ -33,6 +33,7 @@ from mindlab.errors import UserError
 from mindlab.files import write_json
 from mindlab.metrics import (
     ANSWER_METRICS,
+    PART_METRICS,
     RANKING_METRICS,
     Evaluation,
     evaluate,
@@ -40,9 +41,8 @@ from mindlab.metrics import (
     paired_differences,
 )
 from mindlab.predictions import codes, read_predictions, seed_files, write_prediction_zip
+from mindlab.report import LABELS, PARTS
 from mindlab.runs import check_same_data, read_manifest
-
-LABELS = {"auc": "AUC", "mrr": "MRR", "ndcg5": "nDCG@5", "ndcg10": "nDCG@10"}
 
 
 def main() -> int:
@@ -161,7 +161,11 @@ def table(summaries: list[dict[str, Any]]) -> str:
     parts = []
     names = [str(summary["name"]) for summary in summaries]
     extra = [key for key in summaries[0] if key.startswith(("recall", "mrr")) and key[-1].isdigit()]
-    ranked = [name for name in (*RANKING_METRICS, *extra) if any(s.get(name) is not None for s in summaries)]
+    ranked = [
+        name
+        for name in (*RANKING_METRICS, *PART_METRICS, *extra)
+        if any(s.get(name) is not None for s in summaries)
+    ]
     if ranked:
         head = ["ranking", "cases", *(LABELS.get(name, name) for name in ranked)]
         rows = [
@@ -204,6 +208,8 @@ def table(summaries: list[dict[str, Any]]) -> str:
         remarks.setdefault("; ".join(said), []).append(name)
     notes = [f"{', '.join(who)}: {said}" if len(remarks) > 1 else said for said, who in remarks.items()]
     notes.insert(0, "95 % intervals in brackets")
+    if "auc_appeal" in ranked:
+        notes.insert(1, PARTS)
     return "\n\n".join(parts) + "\n\n" + "\n".join(notes)
 
 

@@ -5,6 +5,7 @@ is done already is skipped.
 """
 
 import json
+import shutil
 import sys
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from typing import Any
 
 from mindlab import cli, embedded_model, factory
 from mindlab.alpaca import BuildOptions, build, is_built, make_budget
+from mindlab.files import atomic_path
 from mindlab.llm.predict import Request, predict
 from mindlab.mind import read_mind, splits_in
 from mindlab.prompts import InContext, Listwise, Recency, Summary
@@ -164,10 +166,12 @@ def make_row(
     seed: int = 42,
     protocol: str = "dev",
     split: str = "test",
+    n_seeds: int = 1,
 ) -> Path:
     """Score the row of that name (one of `NAMES`) into ``out/name``; tune its model first where it needs that.
 
-    A model is tuned on the data at hand, or on `SAMPLE` where that has no training split. An adapter that the repository
+    With `n_seeds` a tuned row is trained that often, and its run folder holds the predictions of each; the run of each
+    further seed alone is ``out/seeds/name-SEED``. A model is tuned on the data at hand, or on `SAMPLE` where that has no training split. An adapter that the repository
     carries is taken if it was trained on this very data; else the training goes to ``out/training/name``.
     """
     form, kind = NAMES[name]
@@ -179,7 +183,16 @@ def make_row(
             adapter = tune(form, source, out / "training" / name)
         else:
             say(f"{adapter}: trained on {source} by {CONFIGS[form]}, so it is not trained again")
-    return score(data, form, adapter, limit, out / name, seed=seed, protocol=protocol, split=split)
+    how = {"seed": seed, "protocol": protocol, "split": split}
+    run = score(data, form, adapter, limit, out / name, **how)
+    first = factory.load(CONFIGS[form])["seed"]
+    for k in range(1, n_seeds if kind == "lora" else 1):
+        one = f"{name}-{first + k}"
+        adapter = tune(form, source, out / "training" / one, {"seed": first + k})
+        found = score(data, form, adapter, limit, out / "seeds" / one, **how)
+        with atomic_path(run / f"predictions-{k + 1}.parquet") as path:
+            shutil.copyfile(found / "predictions.parquet", path)
+    return run
 
 
 def make_summary_row(
