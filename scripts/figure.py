@@ -31,6 +31,7 @@ NAMES = {
     "categories": "Category and subcategory counts",
     "minilm": "MiniLM, mean of clicks",
     "minilm-lme": "MiniLM, log mean exp",
+    "minilm-readers": "MiniLM, chosen on 100",
     "blend": "MiniLM and counts, equal weights",
 }
 KINDS = {"base": "untrained", "lora": "tuned"}

@@ -187,6 +187,29 @@ def test_a_carried_adapter_is_taken_for_its_own_data_and_settings_alone(data, mo
     assert llm_rows.carried(name, "data/sample") is None
 
 
+def test_a_tuned_row_of_several_seeds_holds_the_predictions_of_each(tmp_path, monkeypatch):
+    trained, scored = [], []
+
+    def tune(form, data, folder, overrides, **_):
+        trained.append(overrides["seed"])
+        return folder
+
+    def score(data, form, adapter, limit, out, **_):
+        scored.append(adapter and adapter.name)
+        out.mkdir(parents=True)
+        (out / "predictions.parquet").write_text(str(adapter and adapter.name))
+        return out
+
+    monkeypatch.setattr(llm_rows, "tune", tune)
+    monkeypatch.setattr(llm_rows, "score", score)
+    run = llm_rows.make_row("smollm2-next_click-lora", "data/sample", None, tmp_path, n_seeds=3)
+    assert trained == [43, 44]
+    assert scored == ["adapter", "smollm2-next_click-lora-43", "smollm2-next_click-lora-44"]
+    assert [file.read_text() for file in seed_files(run)] == scored
+    llm_rows.make_row("smollm2-next_click-base", "data/sample", None, tmp_path, n_seeds=3)
+    assert scored[3:] == [None]
+
+
 @pytest.mark.parametrize("form", ["next_click", "pointwise"])
 def test_the_records_of_a_training_are_built_once(data, tmp_path, monkeypatch, capsys, smollm2, form):
     """As demo.py and compare.py do before they train a row: with a bar, and not a second time."""
