@@ -21,6 +21,7 @@ from typing import Any
 
 from mindlab.errors import UserError
 from mindlab.files import write_text
+from mindlab.recommenders.oracle import FILE_NAME as ORACLE_FILE
 from mindlab.runs import without_secrets
 from mindlab.synthetic import make_sample
 
@@ -59,7 +60,7 @@ def setup(data: str | Path, seed: int, generate: Mapping[str, int] | None = None
     print(f"python {platform.python_version()}, {versions}")
     print(
         f"data   {Path(data).as_posix()}"
-        + (" (synthetic)" if (Path(data) / "manifest.json").exists() else "")
+        + (" (synthetic)" if (Path(data) / "train" / ORACLE_FILE).exists() else "")
     )
     print(f"seed   {seed}")
 
@@ -180,6 +181,13 @@ def parameters(notebook: Any) -> dict[str, Any]:
         except ValueError:
             raise UserError(f"the parameters cell holds {ast.unparse(line)!r}, which is no literal") from None
     return found
+
+
+def missing_data(notebook: Any) -> str | None:
+    """Return the folder under data/raw that a notebook reads and that is not here; None if nothing is missing."""
+    data = parameters(notebook).get("data")
+    is_fetched = isinstance(data, str) and Path(data).parts[:2] == ("data", "raw")
+    return data if is_fetched and not (ROOT / data).exists() else None
 
 
 def set_parameters(notebook: Any, given: Mapping[str, str]) -> None:

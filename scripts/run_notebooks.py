@@ -50,6 +50,9 @@ def main() -> int:
     out = args.out or (notebook.ROOT / "runs" / "notebooks" if given else notebook.NOTEBOOKS)
     ready = [(twin, prepare(twin, given)) for twin in twins]  # a wrong parameter stops before anything runs
     for twin, book in ready:
+        if not args.names and (data := notebook.missing_data(book)):
+            print(f"{twin.stem}: left out, {data} is not here (data/README.md)", file=sys.stderr, flush=True)
+            continue
         begin = time.perf_counter()
         print(f"{twin.stem}", file=sys.stderr, flush=True)
         try:

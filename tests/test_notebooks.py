@@ -304,3 +304,14 @@ def test_a_progress_that_stops_counts_over_several_lists_and_stops_once():
     with pytest.raises(KeyboardInterrupt):
         seen.extend(stop([3, 4], 0, 2))
     assert seen == [1, 2, 3]
+
+
+def test_a_notebook_on_data_that_must_be_fetched_first_is_known(twin):
+    def missing(data):
+        book = notebook.convert(twin)
+        book.cells[1].source += f"\ndata = {data!r}"
+        return notebook.missing_data(book)
+
+    assert missing("data/raw/never-here") == "data/raw/never-here"
+    assert missing("data/sample") is None
+    assert missing("runs/made-by-setup") is None

@@ -4,7 +4,7 @@
 # - **Reads**: `data/sample` (synthetic MIND), `models/smollm2-135m`, and runs in `data/reference_runs`
 # - **Writes**: `runs/written`: the summaries, once; `runs/notebook_11`: a run folder for each method
 # - **Time on the sample**: about nine minutes, most of it writing, training and scoring. **Hardware**: two CPU cores
-# - **Previous**: [10 BERT classifier](10_bert_classifier.ipynb). **Next**: the whole table is
+# - **Previous**: [10 BERT classifier](10_bert_classifier.ipynb). **Next**: [12 Real news](12_real_news.ipynb). The whole table:
 #   `python scripts/compare.py`
 #
 # You will be able to
