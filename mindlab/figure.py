@@ -13,12 +13,7 @@ from mindlab.report import interval_text, score_text, ticks
 
 WIDTH = 390  # of a column; at this width a unit is a pixel
 SHOWN = {1: 480, 2: 860}  # pixels that one or two columns take where nothing limits them
-EDGE, NAMES_END, PLOT, PLOT_END = (
-    14,
-    166,
-    176,
-    328,
-)  # x of the left edge, the names' end, and the plot's two sides
+EDGE, NAMES_END, PLOT, PLOT_END = 14, 166, 176, 328  # x of left edge, names' end, plot's two sides
 TITLE, BODY, SMALL = 17, 13, 12  # font sizes; the smallest is 11 pixels where 358 are left of a phone's 390
 CHANCE = 0.5  # AUC of a random order
 
@@ -34,98 +29,12 @@ PALETTE = {
 }
 # Of DejaVu Sans from blank to tilde, in hundredths of an em, rounded up.
 ADVANCES = [
-    *(
-        32,
-        41,
-        46,
-        84,
-        64,
-        96,
-        78,
-        28,
-        40,
-        40,
-        50,
-        84,
-        32,
-        37,
-        32,
-        34,
-        64,
-        64,
-        64,
-        64,
-        64,
-        64,
-        64,
-        64,
-        64,
-        64,
-        34,
-        34,
-        84,
-    ),
-    *(
-        84,
-        84,
-        54,
-        100,
-        69,
-        69,
-        70,
-        78,
-        64,
-        58,
-        78,
-        76,
-        30,
-        30,
-        66,
-        56,
-        87,
-        75,
-        79,
-        61,
-        79,
-        70,
-        64,
-        62,
-        74,
-        69,
-        99,
-        69,
-    ),
-    *(
-        62,
-        69,
-        40,
-        34,
-        40,
-        84,
-        50,
-        50,
-        62,
-        64,
-        55,
-        64,
-        62,
-        36,
-        64,
-        64,
-        28,
-        28,
-        58,
-        28,
-        98,
-        64,
-        62,
-        64,
-        64,
-        42,
-        53,
-        40,
-    ),
-    *(64, 60, 82, 60, 60, 53, 64, 34, 64, 84),
+    int(number)
+    for number in (
+        "32 41 46 84 64 96 78 28 40 40 50 84 32 37 32 34 64 64 64 64 64 64 64 64 64 64 34 34 84 84 84 54 "
+        "100 69 69 70 78 64 58 78 76 30 30 66 56 87 75 79 61 79 70 64 62 74 69 99 69 62 69 40 34 40 84 50 "
+        "50 62 64 55 64 62 36 64 64 28 28 58 28 98 64 62 64 64 42 53 40 64 60 82 60 60 53 64 34 64 84 "
+    ).split()
 ]
 FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",Helvetica,Arial,sans-serif'
 

@@ -33,6 +33,7 @@ NAMES = {
     "minilm-lme": "MiniLM, log mean exp",
     "minilm-readers": "MiniLM, chosen on 100",
     "blend": "MiniLM and counts, equal weights",
+    "smollm2-hidden-states": "hidden states, untrained",
 }
 KINDS = {"base": "untrained", "lora": "tuned"}
 OURS = (
@@ -112,7 +113,7 @@ def human_name(name: str) -> str:
     ['MiniLM, mean of clicks', 'next topic, tuned', 'something-new']
     """
     model, *asked = name.split("-")
-    if model == "smollm2" and len(asked) == 2:
+    if model == "smollm2" and len(asked) == 2 and name not in NAMES:
         return f"{asked[0].replace('_', ' ')}, {KINDS.get(asked[1], asked[1])}"
     return NAMES.get(name, name)
 
