@@ -106,7 +106,7 @@ def large(n: int, rng: np.random.Generator) -> dict[str, float]:
     scores, labels, offsets = make_case(n, rng)
     reset_peak_memory()
     begin = time.perf_counter()
-    found = ranking_metrics(scores, labels, offsets)
+    ranking_metrics(scores, labels, offsets)
     seconds = time.perf_counter() - begin
     return {
         "impressions": n,

@@ -28,11 +28,14 @@ PALETTE = {
     "apart": ("#6b7280", "#9aa3ad"),
 }
 # Of DejaVu Sans from blank to tilde, in hundredths of an em, rounded up.
-ADVANCES = """
-32 41 46 84 64 96 78 28 40 40 50 84 32 37 32 34 64 64 64 64 64 64 64 64 64 64 34 34 84 84 84 54
-100 69 69 70 78 64 58 78 76 30 30 66 56 87 75 79 61 79 70 64 62 74 69 99 69 62 69 40 34 40 84 50
-50 62 64 55 64 62 36 64 64 28 28 58 28 98 64 62 64 64 42 53 40 64 60 82 60 60 53 64 34 64 84
-""".split()
+# fmt: off
+ADVANCES = (
+    32, 41, 46, 84, 64, 96, 78, 28, 40, 40, 50, 84, 32, 37, 32, 34, 64, 64, 64, 64, 64, 64, 64, 64,
+    64, 64, 34, 34, 84, 84, 84, 54, 100, 69, 69, 70, 78, 64, 58, 78, 76, 30, 30, 66, 56, 87, 75, 79,
+    61, 79, 70, 64, 62, 74, 69, 99, 69, 62, 69, 40, 34, 40, 84, 50, 50, 62, 64, 55, 64, 62, 36, 64,
+    64, 28, 28, 58, 28, 98, 64, 62, 64, 64, 42, 53, 40, 64, 60, 82, 60, 60, 53, 64, 34, 64, 84,
+)
+# fmt: on
 FONT = 'system-ui,-apple-system,"Segoe UI",Roboto,"Noto Sans",Helvetica,Arial,sans-serif'
 
 
@@ -232,7 +235,7 @@ def text_width(text: str, size: float, is_bold: bool = False) -> float:
 def _ems(c: str) -> int:
     """Return the width of a character in hundredths of the font's size."""
     if " " <= c <= "~":
-        return int(ADVANCES[ord(c) - ord(" ")])
+        return ADVANCES[ord(c) - ord(" ")]
     return 100 if east_asian_width(c) in "WF" or c == "\N{EM DASH}" else 84
 
 
