@@ -395,30 +395,31 @@ def settings_of(out: str | Path) -> dict[str, Any] | None:
     return read_record(path, "train it again").get("settings") if path.is_file() else None
 
 
-def source_of(settings: Mapping[str, Any], root: str | Path = ".") -> dict[str, Any] | None:
+def source_of(settings: Mapping[str, Any], root: str | Path = ".") -> dict[str, Any]:
     """Return which news data a training's records were built from: ``data``, its folder, and ``inputs_sha256`` by file.
 
-    The manifest beside the records tells (`mindlab.alpaca.build`); None for records of another origin.
+    The manifest beside the records tells (`mindlab.alpaca.build`); {} for records of another origin.
     """
     for path in sorted((Path(root) / settings["dataset_dir"]).glob("processed/*.manifest.json")):
         manifest = read_json(path, "build the records again")
         inputs = manifest.get("inputs_sha256") or {}
         if inputs and any(name in manifest.get("datasets", {}) for name in dataset_names(settings)):
             return {"data": Path(os.path.commonpath(inputs)).as_posix(), "inputs_sha256": inputs}
-    return None
+    return {}
 
 
 def trained_on(adapter: str | Path) -> dict[str, Any]:
     """Return what `source_of` found when the adapter was trained; {} where its record does not tell."""
     path = Path(adapter) / RECORD
-    return (read_record(path, "train it again").get("trained_on") or {}) if path.is_file() else {}
+    return read_record(path, "train it again")["trained_on"] if path.is_file() else {}
 
 
 def read_record(path: Path, advice: str) -> dict[str, Any]:
     """Return the record of a training, its parts being objects; raise `UserError` for anything else."""
     record = read_json(path, advice)
+    record.setdefault("trained_on", {})
     for key in ("settings", "datasets", "base", "trained_on"):
-        if not isinstance(record.get(key) or {}, dict):
+        if not isinstance(record.get(key, {}), dict):
             raise UserError(f"{path}: {key} is {record[key]!r}, expected an object; {advice}")
     return record
 

@@ -198,7 +198,7 @@ def table(summaries: list[dict[str, Any]]) -> str:
         parts.append(align([head, *rows]))
     remarks = {}
     for name, summary in zip(names, summaries, strict=True):
-        said = [f"clustered by {summary['clustered_by']}"]
+        said = [f"over {summary['clustered_by']}s and news"]
         if summary["auc_undefined"]:
             said.append(f"AUC leaves out {summary['auc_undefined']:,} cases with one class only")
         if summary["n_unlabelled"]:
