@@ -60,7 +60,7 @@ def evaluate(data: Path) -> None:
     from mindlab.metrics import evaluate
     from mindlab.predictions import read_predictions
 
-    evaluate(read_predictions(OUT / "runs/popularity/predictions.parquet"), rng=np.random.default_rng(0))
+    evaluate(read_predictions(OUT / "runs/popularity/predictions.parquet"))
 
 
 STAGES: dict[str, Callable[[Path], None]] = {
