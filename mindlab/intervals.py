@@ -53,9 +53,12 @@ class Shares:
         found = self._interval(level)
         return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
 
-    def minus(self, other: Self, *, level: float = 0.95) -> Interval:
-        """Return the difference to another method's mean over the same impressions, with its interval."""
-        return replace(self, parts=self.parts - other.parts)._interval(level)
+    def minus(self, other: Self, *, level: float = 0.95, by_users: bool = False) -> Interval:
+        """Return the difference to another method's mean over the same impressions, with its interval.
+
+        With `by_users` it is over users alone: too narrow, to be shown beside the other.
+        """
+        return replace(self, parts=self.parts - other.parts)._interval(level, by_users)
 
     def of_clicked(self, other: Self, most: int = 2) -> list[dict[str, float | int]]:
         """Return what the `most` clicked news articles that add most to the difference add to it, and their clicks.
@@ -72,9 +75,9 @@ class Shares:
         largest = np.argsort(-sign * added, kind="stable")[:most]
         return [{"adds": float(added[k]), "clicks": int(count[k])} for k in largest]
 
-    def _interval(self, level: float) -> Interval:
+    def _interval(self, level: float, by_users: bool = False) -> Interval:
         columns = self.parts[:, None], self.weights[:, None]
-        return ratio_intervals(*columns, self.users, self.news, level=level)[0]
+        return ratio_intervals(*columns, self.users, None if by_users else self.news, level=level)[0]
 
 
 def mean_intervals(

@@ -166,7 +166,8 @@ def leaderboard(
     Returns:
         ``rows`` (as leaderboard.json), ``manifests`` and ``evaluations`` by name, ``pairs``, ``reference``, ``context`` and
         what all rows share. ``paired`` of a row lists its differences, ``{"against": name, "auc": {"mean",
-        "low", "high"}, ..., "of_clicked": what the two clicked news articles that add most to it add}``.
+        "low", "high"}, ..., "of_clicked": what the two clicked news articles that add most to AUC add, "by_users": its
+        interval over users alone}``.
 
     Raises:
         UserError: for no runs, two of one name, several protocols, different impressions, an unknown name
@@ -212,7 +213,10 @@ def leaderboard(
         difference = paired_differences(one.evaluation, base)
         entry: dict[str, Any] = {"against": against, **difference}
         if "auc" in difference:
-            entry["of_clicked"] = one.evaluation.shares["auc"].of_clicked(base.shares["auc"])
+            shares = one.evaluation.shares["auc"], base.shares["auc"]
+            entry["of_clicked"] = shares[0].of_clicked(shares[1])
+            by_users = shares[0].minus(shares[1], by_users=True)
+            entry["by_users"] = {key: _number(getattr(by_users, key)) for key in ("mean", "low", "high")}
         one.row["paired"].append(entry)
 
     summary = first.evaluation.summary
@@ -481,23 +485,38 @@ def as_text(board: Mapping[str, Any]) -> str:
         if is_asked:
             parts.append(
                 f"{_printable(name)} minus {_printable(entry['against'])}: {verdict(headline(entry)[1])}"
-                f"{of_clicked_text(entry)}."
+                f"{of_difference(entry)}."
             )
     return "\n\n".join([*parts, "\n".join(map(_printable, remarks(board)))])
 
 
-def of_clicked_text(entry: Mapping[str, Any]) -> str:
-    """Return what a few clicked news articles add to a difference.
+def of_difference(entry: Mapping[str, Any]) -> str:
+    """Return what else is to be known of a difference in AUC before it is called a recommender's gain.
 
-    >>> of_clicked_text({"of_clicked": [{"adds": 0.02, "clicks": 39}, {"adds": 0.01, "clicks": 4}]})
-    '; the two news articles that add most to it (39 and 4 clicks) add +0.030'
+    >>> print(of_difference({"of_clicked": [{"adds": 0.02, "clicks": 39}, {"adds": 0.01, "clicks": 4}],
+    ...     "auc_personal": {"mean": 0.0, "low": -0.01, "high": 0.01}, "by_users": {"mean": 0, "low": 0.01, "high": 0.05}}))
+    ; its personal part includes 0; over users alone its interval would be [+0.010, +0.050]; the two news articles that add most to it (39 and 4 clicks) add +0.030
     """
+    said = ""
+    personal, by_users = entry.get("auc_personal") or {}, entry.get("by_users") or {}
+    if personal.get("low") is not None:
+        said += f"; its personal part {_side_of_0(personal)} 0"
+    if by_users.get("low") is not None:
+        said += f"; over users alone its interval would be {interval_text(by_users['low'], by_users['high'], '+')}"
     found = entry.get("of_clicked") or []
-    if len(found) < 2:
-        return ""
-    clicks = " and ".join(f"{one['clicks']:,}" for one in found)
-    added = sum(one["adds"] for one in found)
-    return f"; the two news articles that add most to it ({clicks} clicks) add {added:+.3f}"
+    if len(found) == 2:
+        clicks = " and ".join(f"{one['clicks']:,}" for one in found)
+        added = sum(one["adds"] for one in found)
+        said += f"; the two news articles that add most to it ({clicks} clicks) add {added:+.3f}"
+    return said
+
+
+def _side_of_0(difference: Mapping[str, float | None]) -> str:
+    return "includes" if difference["low"] <= 0 <= difference["high"] else "excludes"
+
+
+def _number(value: float) -> float | None:
+    return None if math.isnan(value) else value
 
 
 def trained_column(board: Mapping[str, Any]) -> list[str]:
@@ -701,7 +720,7 @@ def _differences_section(board: Mapping[str, Any]) -> str:
             f'<div class="card"><p class="pair">{LABELS[metric]}, <b>{_e(name)}</b> minus '
             f'<b>{_e(entry["against"])}</b></p><p class="big">{_minus(mean)} <small>'
             f"{_minus(interval_text(difference['low'], difference['high'], '+'))}</small></p>"
-            f'<p class="verdict">{_sentence(verdict(difference) + of_clicked_text(entry))}</p></div>'
+            f'<p class="verdict">{_sentence(verdict(difference) + of_difference(entry))}</p></div>'
         )
     return f'<section id="gain"><h2>Head to head</h2>{"".join(cards)}</section>\n' if cards else ""
 

@@ -17,7 +17,7 @@ from mindlab import alpaca, compare, factory
 from mindlab.errors import UserError
 from mindlab.files import read_json, sha256
 from mindlab.llm import predict
-from mindlab.metrics import evaluate
+from mindlab.metrics import PART_METRICS, evaluate
 from mindlab.mind import read_mind
 from mindlab.predictions import KEY, read_predictions, seed_files
 from mindlab.runs import data_hashes, provenance, read_manifest
@@ -169,12 +169,17 @@ def compare_predictions(run: str, file: str, then: pa.Table, now: pa.Table) -> F
 
 
 def _metrics(frame: pa.Table) -> dict[str, float]:
-    """Return the metrics of a table that are numbers, without their intervals."""
+    """Return the metrics of a table that are numbers, without their intervals.
+
+    Without the two parts either: a mean taken away from almost equal scores leaves ties that the last digit decides.
+    """
     summary = evaluate(frame).summary
     return {
         name: float(value)
         for name, value in summary.items()
-        if isinstance(value, int | float) and not name.endswith(("_low", "_high"))
+        if isinstance(value, int | float)
+        and not name.endswith(("_low", "_high"))
+        and name not in PART_METRICS
     }
 
 

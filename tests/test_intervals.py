@@ -71,6 +71,8 @@ def test_a_metric_stays_between_0_and_1_and_a_difference_need_not():
     one = shares(np.r_[np.ones(30), 0.0], np.arange(31), np.arange(31))
     assert one.interval().high == 1
     assert one.minus(replace(one, parts=np.zeros(31))).high > 1
+    alone = mean_interval(one.parts, one.users)
+    assert one.minus(replace(one, parts=np.zeros(31)), by_users=True) == alone
 
 
 def test_shares_of_some_impressions():

@@ -246,6 +246,7 @@ def test_paired_differences_are_those_of_metrics_and_stay_on_their_track(board, 
     rows = {row["name"]: row for row in board["rows"]}
     entry = next(p for p in rows[TUNED]["paired"] if p["against"] == BASE)
     of_clicked = found[TUNED].shares["auc"].of_clicked(found[BASE].shares["auc"])
+    assert entry.pop("by_users")["mean"] == pytest.approx(expected["auc"]["mean"])
     assert entry == {"against": BASE, **expected, "of_clicked": of_clicked}
     assert math.isclose(entry["auc"]["mean"], rows[TUNED]["auc"] - rows[BASE]["auc"], abs_tol=1e-12)
     assert board["reference"] == "popularity"
