@@ -174,7 +174,11 @@ def main() -> None:
         "command": shlex.join(["python", *sys.argv]),
     }
     if recprompt.is_published(args.data) and args.split == "test":
-        context["published"] = read_published(RECPROMPT)
+        context["published"] = table = read_published(RECPROMPT)
+        if len(whole) < table["n_impressions"]:
+            notes.append(
+                f"The published rows are of all {table['n_impressions']} impressions, ours of {len(whole)}."
+            )
     boards = {}  # by folder, with the cases that its rows are measured on
     pairs = [
         *PAIRS,
