@@ -254,7 +254,7 @@ def test_a_leaderboard_becomes_a_figure(tmp_path):
         for text, auc, limits in found[group]
     }
     assert [text for text, _, _ in found["Run here, SmolLM2 (135 M)"]] == [
-        "next topic, tuned synthetic clicks",
+        "next topic, tuned trained on synthetic clicks",
         "next topic, untrained",
     ]
     assert [text for text, _, _ in found["Run here, nothing trained"]] == [
