@@ -60,7 +60,7 @@ def measure_slices(
 ) -> list[dict[str, Any]]:
     """Return one row a slice: ``question``, ``slice``, ``metric``, ``n`` and, by method, ``mean``, ``low``, ``high``.
 
-    Intervals are 95 %, over users and clicked news. A slice of fewer than `FEWEST` impressions has n alone.
+    Intervals are 95 %, over users and news. A slice of fewer than `FEWEST` impressions has n alone.
 
     Args:
         found: evaluations by method, all of the impressions that `parts` was made for.

@@ -171,8 +171,9 @@ def make_row(
     """Score the row of that name (one of `NAMES`) into ``out/name``; tune its model first where it needs that.
 
     With `n_seeds` a tuned row is trained that often, and its run folder holds the predictions of each; the run of each
-    further seed alone is ``out/seeds/name-SEED``. A model is tuned on the data at hand, or on `SAMPLE` where that has no training split. An adapter that the repository
-    carries is taken if it was trained on this very data; else the training goes to ``out/training/name``.
+    further seed alone is ``out/seeds/name-SEED``. A model is tuned on the data at hand, or on `SAMPLE` where that has no
+    training split. An adapter that the repository carries is taken if it was trained on this very data; else the training
+    goes to ``out/training/name``.
     """
     form, kind = NAMES[name]
     adapter = None
