@@ -97,7 +97,9 @@ def measured(path: Path) -> tuple[list[Row], int]:
             )
         if not isinstance(n, int) or not isinstance(trained_on, str):
             raise UserError(f"{path}: {row['name']}: n_impressions or trained_on does not fit; {advice}")
-        found.append(Row(human_name(row["name"]), group_of(row), *ends, note=trained_on and f"trained on {trained_on}"))
+        found.append(
+            Row(human_name(row["name"]), group_of(row), *ends, note=trained_on and f"trained on {trained_on}")
+        )
         sizes.add(n)
     if len(sizes) != 1:
         raise UserError(
