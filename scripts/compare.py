@@ -196,11 +196,7 @@ def main() -> None:
         if runs:
             board = reporting.leaderboard(runs, pairs=among(runs), context=context | {"notes": notes})
             boards["all"] = board, whole
-        notes = [
-            *notes,
-            f"Language models and cross-encoders scored a seeded choice of {len(some)} of the {len(whole)} impressions, and all rows "
-            "are measured on just these; the other methods on all impressions: all/report.html.",
-        ]
+        notes = [*notes, note_of_choice(len(some), len(whole))]
     cases = some if llm_runs else whole
     made = [*runs, *llm_runs]
     board = reporting.leaderboard(
@@ -316,6 +312,14 @@ def notes_of(protocol: str, test: Impressions) -> list[str]:
             f"{protocols.short_share(test):.0%} of the cases have fewer others."
         ]
     return []
+
+
+def note_of_choice(some: int, n: int) -> str:
+    """Return what must be said under a table that is measured on `some` of `n` impressions."""
+    return (
+        f"Language models and cross-encoders scored a seeded choice of {some} of the {n} impressions, and all rows "
+        "are measured on just these; the other methods on all impressions: all/report.html."
+    )
 
 
 def write(

@@ -46,6 +46,9 @@ DEFAULT_OUT = Path("runs/demo")
 KEPT = ("leaderboard.json", "leaderboard.md", "manifest.json", "training_loss.png")
 ROWS = ["random", "popularity", "popularity-streaming", "category", "tfidf", "oracle"]
 LIMIT = 150  # dev impressions
+ONE_SEED = (
+    "One training seed a row. docs/recipe.md says how the recipe was chosen, and what it has not yet shown."
+)
 REAL = Path("data/raw/recprompt")
 REAL_ROWS = ["category", "minilm"]
 REAL_LIMIT = 200  # of the 400, so that two models take minutes
@@ -181,9 +184,7 @@ def report(
             "data": data,
             "synthetic": (Path(data) / "train" / "oracle_utility.npy").exists(),
             "command": command(out),
-            "notes": [
-                "One training seed a row. docs/recipe.md says how the recipe was chosen, and what it has not yet shown."
-            ],
+            "notes": [ONE_SEED],
         },
     )
     adapter = adapters[pairs[0][0]]

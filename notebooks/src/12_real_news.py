@@ -386,13 +386,18 @@ for name in [*topic, *click]:
     print(f"{name}:", f"tuned on {row.get('trained_on') or 'nothing'}" if row else "not in this table yet")
 
 # %%
-change = difference[topic[0]]
-for metric, label in what.items() if change else ():
-    untrained, tuned = (reporting.with_interval(known[name], metric) for name in topic[::-1])
-    print(f"{label}: untrained {untrained}, tuned {tuned}")
-    print(f"    {reporting.difference_text(change[metric])}, {reporting.verdict(change[metric])}")
-if change is None:
-    print(f"{topic[0]} minus {topic[1]}: not in this table yet")
+def tell(tuned, untrained):
+    """Print what the kept table says of two rows, whole and in parts."""
+    change = difference[tuned]
+    for metric, label in what.items() if change else ():
+        before, after = (reporting.with_interval(known[name], metric) for name in (untrained, tuned))
+        print(f"{label}: untrained {before}, tuned {after}")
+        print(f"    {reporting.difference_text(change[metric])}, {reporting.verdict(change[metric])}")
+    if change is None:
+        print(f"{tuned} minus {untrained}: not in this table yet")
+
+
+tell(*topic)
 
 # %% [markdown]
 # Where the interval of the *personal* part excludes zero, tuning taught the model something about users, and not which headlines go down well. The
@@ -401,6 +406,7 @@ if change is None:
 # %%
 assert all(name in ready for name in (topic[1], click[1])), "the untrained rows need no adapter"
 assert (live["n_impressions"] == min(n_llm, len(test))).all()
+change = difference[topic[0]]
 assert change is None or change["auc"]["low"] < change["auc"]["high"]
 
 # %% [markdown]
@@ -410,12 +416,7 @@ assert change is None or change["auc"]["low"] < change["auc"]["high"]
 
 # %%
 change = difference[click[0]]
-for metric, label in what.items() if change else ():
-    untrained, tuned = (reporting.with_interval(known[name], metric) for name in click[::-1])
-    print(f"{label}: untrained {untrained}, tuned {tuned}")
-    print(f"    {reporting.difference_text(change[metric])}, {reporting.verdict(change[metric])}")
-if change is None:
-    print(f"{click[0]} minus {click[1]}: not in this table yet")
+tell(*click)
 
 # %% [markdown]
 # Would an interval over users have noticed? That needs the predictions, which are MIND's rows and stay on the machine that made them.

@@ -38,13 +38,11 @@ from mindlab.recommenders.oracle import FILE_NAME
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from scripts import compare as comparing
+from scripts import demo
 
 FOLDER, OUT = Path("data/reference_runs"), Path("runs/boards")
 COMPARE = "compare"
 CLOSE = 1e-9
-ONE_SEED = (
-    "One training seed a row. docs/recipe.md says how the recipe was chosen, and what it has not yet shown."
-)
 
 
 @dataclass(frozen=True)
@@ -137,7 +135,7 @@ def make(name: str, since: str) -> list[tuple[str, list[dict], dict[str, Any]]]:
     n, some = len(splits["test"]), first["n_impressions"]
     notes = comparing.notes_of(protocol, splits["test"].take(protocols.limit(n, limit, request.seed)))
     if not name.startswith(COMPARE):
-        notes.append(ONE_SEED)
+        notes.append(demo.ONE_SEED)
     left = [row for row in wanted if row not in runs]
     if left:
         notes.append(
@@ -153,10 +151,7 @@ def make(name: str, since: str) -> list[tuple[str, list[dict], dict[str, Any]]]:
         before = read_rows(place, since)
         more = []
         if name == COMPARE and size < n:
-            more.append(
-                f"Language models and cross-encoders scored a seeded choice of {size} of the {n} impressions, and all "
-                "rows are measured on just these; the other methods on all impressions: all/report.html."
-            )
+            more.append(comparing.note_of_choice(size, n))
         context = {
             "title": title_of(place),
             "data": board.data,
