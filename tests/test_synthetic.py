@@ -268,13 +268,10 @@ def large(tmp_path_factory):
 
 
 def check_band(name, found, n):
-    """Assert that an AUC lies in its band and is the one that data/README.md gives."""
+    """Print an AUC, and assert that it lies in its band."""
     print(f"\n{name}: AUC {found:.3f}, n = {n:,}")
     low, high = BANDS[name]
     assert low <= found <= high
-    text = (SAMPLE.parent / "README.md").read_text(encoding="utf-8")
-    rows = [[cell.strip() for cell in line.split("|")] for line in text.splitlines() if line.startswith("|")]
-    assert [f"{found:.3f}", f"{n:,}"] in [row[3:5] for row in rows if row[1] == name]
 
 
 @pytest.mark.slow
