@@ -31,12 +31,13 @@ import numpy as np
 from benchmarks import common
 from mindlab import cli, factory, token_counts
 from mindlab import plan as planning
-from mindlab.alpaca import BuildOptions, build, is_built, neutral_titles
+from mindlab.alpaca import BuildOptions, build, is_built
 from mindlab.chat import ChatTemplate, import_factory
 from mindlab.files import write_json
 from mindlab.llm import predict
 from mindlab.mind import read_mind
 from mindlab.plan_report import TOKEN_BUDGET
+from mindlab.prompts import neutral_titles
 from mindlab.published import GPUS
 from mindlab.runs import data_hashes
 from tests import tiny_glm

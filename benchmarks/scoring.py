@@ -27,14 +27,13 @@ import torch
 
 from benchmarks.common import in_process, row, write
 from mindlab import cli
-from mindlab.alpaca import neutral_titles
 from mindlab.chat import ChatTemplate
 from mindlab.llm.hf import HFEngine, PackedLinear
 from mindlab.llm.score import Gain, NextClickScorer, YesNoScorer, n_shared
 from mindlab.mind import Impressions, read_mind
-from mindlab.prompts import NextClick, Pointwise, PointwiseParts
-from mindlab.protocols import limit
+from mindlab.prompts import NextClick, Pointwise, PointwiseParts, neutral_titles
 from mindlab.runs import peak_memory_mb
+from mindlab.tasks import limit
 
 FORMATS = ("pointwise", "next_click")
 BATCH = 16

@@ -25,7 +25,6 @@ from scipy.stats import spearmanr
 
 from benchmarks.common import row, write
 from mindlab import cli
-from mindlab.alpaca import neutral_titles
 from mindlab.chat import ChatTemplate
 from mindlab.errors import UserError
 from mindlab.llm.engine import Engine
@@ -34,9 +33,9 @@ from mindlab.llm.predict import template_of
 from mindlab.llm.score import NextClickScorer, YesNoScorer
 from mindlab.llm.vllm import HOW, SERVE_PYTHON, VllmEngine
 from mindlab.mind import Impressions, read_mind
-from mindlab.prompts import NextClick, Pointwise, PointwiseParts
-from mindlab.protocols import limit
+from mindlab.prompts import NextClick, Pointwise, PointwiseParts, neutral_titles
 from mindlab.runs import peak_memory_mb
+from mindlab.tasks import limit
 
 CUTOFF_LEN = 1024
 AGREEMENT = 0.99  # Spearman's coefficient, the least that counts as the same ranking

@@ -9,40 +9,17 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mindlab import predictions, protocols
+from mindlab import predictions
 from mindlab.errors import UserError
 from mindlab.files import lock, write_json
+from mindlab.leak_rule import always_no, leak_rule
 from mindlab.mind import Impressions, Mind, News, no_impressions, read_mind
-from mindlab.recommenders import (
-    COSTLY,
-    CROSS,
-    HIDDEN,
-    LEARNED,
-    NEEDS_NO_CLICKS,
-    SIMPLE,
-    STREAMING,
-    UNTRAINED,
-    hidden_states,
-    make_cross_encoder,
-    make_recommender,
-)
-from mindlab.recommenders.base import Recommender, score_without_labels
-from mindlab.recommenders.leak_rule import always_no, leak_rule
-from mindlab.recommenders.oracle import Oracle
+from mindlab.recommenders import METHODS, cross_encoder, embedding
+from mindlab.recommenders.base import CLICKS, Method, Recommender, score_without_labels
 from mindlab.recommenders.past import PastLog
-from mindlab.recommenders.popularity import HistoryPopularity
-from mindlab.runs import (
-    REQUEST,
-    data_hashes,
-    is_started,
-    peak_memory_mb,
-    provenance,
-    reset_peak_memory,
-)
-
-ORACLE = "oracle"
-# Answers of the protocol `seed` that look at no news; the second reads the labels of the other candidates.
-BLIND = {"always-no": always_no, "leak-rule": leak_rule}
+from mindlab.runs import REQUEST, data_hashes, is_started, peak_memory_mb, provenance, reset_peak_memory
+from mindlab.tasks import Task, limit, task_of
+from mindlab.tasks.base import CANDIDATE
 
 
 @dataclass(frozen=True)
@@ -61,6 +38,28 @@ class Request:
     cross_encoder: str | None = None  # an encoder, for rows that read reader and candidate with it
     cross_pairs: int | None = None  # that the training of a cross-encoder reads, if not its own number
 
+    @property
+    def own(self) -> dict[str, tuple[Method, tuple[str, ...]]]:
+        """The rows that the request's own models make, by name, each with the options that it depends on.
+
+        >>> [*Request("data/sample", encoder="zai-org/glm-4-9b-chat-hf").own]
+        ['glm-4-9b-chat-hf-hidden-states']
+        """
+        found: list[tuple[Method, tuple[str, ...]]] = []
+        if self.encoder:
+            found.append((embedding.of_model(self.encoder), ("encoder",)))
+        if self.cross_pairs:
+            found.append((cross_encoder.methods(None, self.cross_pairs)[0], ("cross_pairs",)))
+        if self.cross_encoder:
+            trained, untrained = cross_encoder.methods(self.cross_encoder, self.cross_pairs)
+            found += [(trained, ("cross_encoder", "cross_pairs")), (untrained, ("cross_encoder",))]
+        return {method.name: (method, options) for method, options in found}
+
+    @property
+    def methods(self) -> dict[str, Method]:
+        """All rows that the request may ask for, by name."""
+        return METHODS | {name: method for name, (method, _) in self.own.items()}
+
 
 def compare(
     request: Request,
@@ -75,140 +74,101 @@ def compare(
     what needs no clicks applies; that may choose on `valid`. Raises UserError for an unknown name or one that does
     not apply, a folder that holds another run, and one that another process is writing to.
     """
-    protocols.check(request.protocol)
-    protocols.folders_of(request.protocol, request.split, request.data)  # does it apply to the data?
-    # `seed` needs train alone; dev is read for the log of the past, which the streaming rows ask.
-    folders = protocols.folders_of("dev", request.split, request.data)
-    has_training = "train" in folders
-    known = [*SIMPLE, *COSTLY, ORACLE, *BLIND, *cross_encoder_rows(request)]
+    task = task_of(request.protocol)
+    task.files(request.split, request.data)  # does it apply to the data?
+    # A task may need train alone; dev is read for the log of the past, which the streaming rows ask.
+    folders = task_of("dev").files(request.split, request.data)
     for name in names:
-        if name == encoder_row(request) or (name in cross_encoder_rows(request) and has_training):
-            continue
-        if name not in known:
-            raise UserError(f"no recommender {name!r}; expected one of {', '.join(known)}")
-        if not has_training and name not in names_of(request.protocol, has_training):
-            raise UserError(
-                f"{name} learns from clicks, and {request.data} has no training split; leave it out, or use a MIND "
-                "folder with train/"
-            )
-        if name not in names_of(request.protocol):
-            raise UserError(
-                f"{name} does not apply to protocol {request.protocol} (see mindlab/protocols.py)"
-            )
+        check(name, request, "train" in folders)
     hashes = data_hashes(request.data, folders)
     mind: Mind | None = None
     for name in progress(names):
-        run = out / name
-        own = {
-            "n_seeds": _n_seeds(request, name),
-            "encoder": request.encoder if name == encoder_row(request) else None,
-            "cross_encoder": request.cross_encoder if name in cross_encoder_rows(request) else None,
-            "cross_pairs": request.cross_pairs if name in (CROSS, *cross_encoder_rows(request)[:1]) else None,
-            "inputs_sha256": hashes,
-        }
-        asked = {**asdict(request), **own}
+        run, method = out / name, request.methods[name]
+        asked = {**asdict(request), **_of_own(request, method), "inputs_sha256": hashes}
         if is_started(run, asked):  # the request is written last
             continue
         mind = mind or read_mind(request.data, folders)
         with lock(run):
             if not is_started(run, asked):  # nor by who held the lock before
-                _run_one(name, request, mind, run, hashes)
+                _run_one(method, request, mind, run, hashes)
                 write_json(run / REQUEST, asked)
     return [out / name for name in names]
 
 
-def encoder_row(request: Request) -> str | None:
-    """Return the name of the row of the request's own encoder, None if it has none.
+def _of_own(request: Request, method: Method) -> dict[str, Any]:
+    """Return the options of a request that not every row depends on, None where this one does not."""
+    _, mine = request.own.get(method.name, (method, ()))
+    options = ("encoder", "cross_encoder", "cross_pairs")
+    return {
+        "n_seeds": _n_seeds(request, method),
+        **{option: getattr(request, option) if option in mine else None for option in options},
+    }
 
-    >>> encoder_row(Request("data/sample", encoder="zai-org/glm-4-9b-chat-hf"))
-    'glm-4-9b-chat-hf-hidden-states'
-    """
-    return None if request.encoder is None else Path(request.encoder).name + HIDDEN
 
-
-def cross_encoder_rows(request: Request) -> tuple[str, ...]:
-    """Return the names of the rows of the request's own cross-encoder: trained, and as it was drawn.
-
-    >>> cross_encoder_rows(Request("data/sample", cross_encoder="google-bert/bert-base-uncased"))
-    ('bert-base-uncased-cross-encoder', 'bert-base-uncased-cross-encoder-untrained')
-    """
-    if request.cross_encoder is None:
-        return ()
-    name = f"{Path(request.cross_encoder).name}-{CROSS}"
-    return name, name + UNTRAINED
+def check(name: str, request: Request, has_training: bool) -> None:
+    """Raise UserError unless there is a method of that name, and it applies to the request's task and data."""
+    methods, task = request.methods, task_of(request.protocol)
+    if name not in methods:
+        raise UserError(f"no recommender {name!r}; expected one of {', '.join(methods)}")
+    if not methods[name].applies(task):
+        raise UserError(f"{name} does not apply to protocol {task.name} (see mindlab/tasks)")
+    if not methods[name].applies(task, has_training):
+        raise UserError(
+            f"{name} learns from clicks, and {request.data} has no training split; leave it out, or use a MIND "
+            "folder with train/"
+        )
 
 
 def names_of(protocol: str, has_training: bool = True) -> list[str]:
     """Return the recommenders that apply to a protocol, on data with or without a training split.
 
-    `sampled` has no times, so nothing that counts clicks in time applies; nor does it in `seed`, which trains and
-    tests on the same days. An oracle's utilities belong to whole impressions. What is costly is there for the honest
-    protocols.
-
     >>> "popularity" in names_of("dev", has_training=False), names_of("seed", has_training=False)
     (False, [])
     """
-    if not has_training:
-        applies = () if protocol in protocols.NEEDS_TRAINING else NEEDS_NO_CLICKS
-        return [name for name in names_of(protocol) if name in applies]
-    if protocol in ("sampled", "seed"):
-        return [*(BLIND if protocol == "seed" else ()), *(name for name in SIMPLE if name not in STREAMING)]
-    return [*SIMPLE, *COSTLY, *([ORACLE] if protocol == "dev" else [])]
+    task = task_of(protocol)
+    return [name for name, method in METHODS.items() if method.applies(task, has_training)]
 
 
-def _run_one(name: str, request: Request, mind: Mind, run: Path, hashes: Mapping[str, str]) -> None:
-    splits = protocols.splits_of(request.protocol, mind, request.seed)
+def _run_one(method: Method, request: Request, mind: Mind, run: Path, hashes: Mapping[str, str]) -> None:
+    task = task_of(request.protocol)
+    splits = task.splits(mind, request.seed)
     if request.split not in splits:
-        raise UserError(
-            f"protocol {request.protocol} has no split {request.split!r}, only {', '.join(splits)}"
-        )
-    rows = protocols.limit(len(splits[request.split]), request.limit, request.seed)
+        raise UserError(f"protocol {task.name} has no split {request.split!r}, only {', '.join(splits)}")
+    rows = limit(len(splits[request.split]), request.limit, request.seed)
     test = splits[request.split].take(rows)
     # On the validation split nothing of its own day may be learned from.
     # Without a training split there is nothing to learn from: no history of a test user may get in here.
     train = splits.get("fit" if request.split == "valid" else "train", no_impressions())
-    seeds = [request.seed + k for k in range(_n_seeds(request, name))]
+    seeds = [request.seed + k for k in range(_n_seeds(request, method))]
     reset_peak_memory()
     train_seconds, score_seconds = [], []
     for k, seed in enumerate(seeds):
         begin = time.perf_counter()
-        recommender = _recommender(name, request, mind)
-        if recommender is not None:
-            # The validation split has no day before it to choose on.
-            valid = None if request.split == "valid" else splits.get("valid")
-            recommender.fit(train, mind.news, valid, np.random.default_rng(seed))
+        recommender = _recommender(method, request, mind)
+        # The validation split has no day before it to choose on.
+        valid = None if request.split == "valid" else splits.get("valid")
+        recommender.fit(train, mind.news, valid, np.random.default_rng(seed))
         fitted = time.perf_counter()
-        if recommender is None:
-            scores = np.where(BLIND[name](test, np.full(len(test), -1)), 1.0, -1.0)
-        else:
-            # What was shown and clicked, all of it, whatever the protocol samples.
-            is_streaming = recommender.track == "streaming"
-            past = PastLog([mind.splits["train"], mind.splits["dev"]]) if is_streaming else None
-            scores = score_without_labels(recommender, test, mind.news, past)
-            if request.protocol == "seed":
-                scores = lead_of_last(scores, test.offsets)
+        scores = _scores(recommender, task, test, mind)
         # Vectors and texts that were there already took their time before.
-        train_seconds.append(fitted - begin + getattr(recommender, "saved_seconds", 0.0))
-        scored = time.perf_counter() - fitted
-        score_seconds.append(scored + getattr(recommender, "saved_scoring_seconds", 0.0))
+        train_seconds.append(fitted - begin + recommender.saved_seconds)
+        score_seconds.append(time.perf_counter() - fitted + recommender.saved_scoring_seconds)
         file = "predictions.parquet" if k == 0 else f"predictions-{k + 1}.parquet"
-        table = _table(request, test, mind.news, scores, rows)
+        table = _table(request, task, test, mind.news, scores, rows)
         predictions.write_predictions(run / file, table)
     write_json(
         run / "manifest.json",
         {
-            "name": name,
+            "name": method.name,
             "protocol": request.protocol,
-            "track": getattr(recommender, "track", "static"),
+            "track": recommender.track,
             "request": asdict(request),
             "seeds": seeds,
             "n_impressions": len(rows),
-            "params": getattr(recommender, "params", 0),
-            "trained_on": None if name in (*NEEDS_NO_CLICKS, *BLIND, ORACLE) else request.data,
-            "chosen": getattr(recommender, "chosen", None),  # on the validation day
-            "texts_written": getattr(
-                recommender, "written", None
-            ),  # by a language model: answers, faults, cost
+            "params": recommender.params,
+            "trained_on": request.data if CLICKS in method.needs else None,
+            "chosen": recommender.chosen,
+            "texts_written": recommender.written,
             "train_seconds": round(float(np.mean(train_seconds)), 3),  # of one seed
             "seconds": round(float(np.mean(score_seconds)), 3),
             "ms_per_impression": round(1000 * float(np.mean(score_seconds)) / len(rows), 3),
@@ -219,25 +179,28 @@ def _run_one(name: str, request: Request, mind: Mind, run: Path, hashes: Mapping
     )
 
 
-def _recommender(name: str, request: Request, mind: Mind) -> Recommender | None:
-    """Return a new recommender of that name; None for the blind answers, which nothing is fitted for."""
-    if name in BLIND:
-        return None
-    if name == ORACLE:
-        folder = "dev" if request.split == "test" else "train"
-        return Oracle(Path(request.data) / folder, mind.splits[folder])
-    if request.protocol == "sampled" and name == HistoryPopularity.name:
-        return HistoryPopularity()
-    if name == encoder_row(request):
-        return hidden_states(request.encoder)
-    if name in (CROSS, *cross_encoder_rows(request)):
-        return make_cross_encoder(name, None if name == CROSS else request.cross_encoder, request.cross_pairs)
-    return make_recommender(name)
+def _recommender(method: Method, request: Request, mind: Mind) -> Recommender:
+    """Return a new recommender for the request's task."""
+    part = "dev" if request.split == "test" and "dev" in mind.splits else next(iter(mind.splits))
+    return method.make().on(task_of(request.protocol), mind.splits[part], Path(request.data) / part)
 
 
-def _table(request: Request, test: Impressions, news: News, scores: np.ndarray, rows: np.ndarray) -> pa.Table:
-    """Return scores as predictions; in `seed` those of the last candidates, with the answers they give."""
-    if request.protocol != "seed":
+def _scores(recommender: Recommender, task: Task, test: Impressions, mind: Mind) -> np.ndarray:
+    """Return a score for each candidate that the task asks about."""
+    if recommender.reads_labels:
+        return recommender.score(test, mind.news, None)
+    # What was shown and clicked, all of it, whatever the task samples.
+    is_streaming = recommender.track == "streaming"
+    past = PastLog([mind.splits["train"], mind.splits["dev"]]) if is_streaming else None
+    scores = score_without_labels(recommender, test, mind.news, past)
+    return lead_of_last(scores, test.offsets) if task.case == CANDIDATE else scores
+
+
+def _table(
+    request: Request, task: Task, test: Impressions, news: News, scores: np.ndarray, rows: np.ndarray
+) -> pa.Table:
+    """Return scores as predictions; of a task about last candidates theirs, with the answers that they give."""
+    if task.case != CANDIDATE:
         return predictions.from_scores(request.split, test, news, scores, case_ids=rows)
     last = test.offsets[1:] - 1
     asked = replace(test, offsets=np.arange(len(test) + 1), news=test.news[last], labels=test.labels[last])
@@ -246,6 +209,11 @@ def _table(request: Request, test: Impressions, news: News, scores: np.ndarray, 
     return predictions.from_scores(
         request.split, asked, news, scores, answers, case_ids=rows, positions=places
     )
+
+
+def _n_seeds(request: Request, method: Method) -> int:
+    """Return how often a method is trained: what is not learned comes out the same every time."""
+    return request.n_seeds if method.is_learned else 1
 
 
 def lead_of_last(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
@@ -262,13 +230,8 @@ def lead_of_last(scores: np.ndarray, offsets: np.ndarray) -> np.ndarray:
     return scores[last] - np.maximum.reduceat(others, offsets[:-1])
 
 
-def _n_seeds(request: Request, name: str) -> int:
-    """Return how often a method is trained: what is not learned comes out the same every time."""
-    return request.n_seeds if name in (*LEARNED, *cross_encoder_rows(request)) else 1
-
-
 def blind_answers(manifest: Mapping[str, Any], frame: pa.Table) -> dict[str, pa.Table]:
-    """Return what always-No and the leak rule answer in the cases of a `seed` run, as predictions tables.
+    """Return what always-No and the leak rule answer in the cases of a run of the tutorial's task, as predictions tables.
 
     `frame` holds the run's predictions, one target a case; the labels of the other candidates, which the
     rule reads, come from the data that `manifest` names. Raises UserError where that data is not the one
@@ -279,7 +242,9 @@ def blind_answers(manifest: Mapping[str, Any], frame: pa.Table) -> dict[str, pa.
     found = data_hashes(data, ("train",)) if data and Path(data).exists() else {}
     if not found or any(known.get(file) != value for file, value in found.items()):
         raise UserError(f"no always-No and leak-rule rows: {data} is not the data that the run was made from")
-    whole = protocols.seed_splits(read_mind(data, ("train",)), request["seed"])[request["split"]]
+    whole = task_of(manifest["protocol"]).splits(read_mind(data, ("train",)), request["seed"])[
+        request["split"]
+    ]
     cases = whole.take(frame["case_id"].to_numpy())
     if not np.array_equal(cases.ids, frame["impression_id"].to_numpy()):
         raise UserError(f"no always-No and leak-rule rows: the run's cases are not impressions of {data}")

@@ -14,7 +14,7 @@ import pandas as pd
 from mindlab import recprompt
 from mindlab.errors import UserError
 from mindlab.mind import SPLITS, Impressions, Mind, read_mind
-from mindlab.protocols import VALIDATION_DAY
+from mindlab.tasks.dev import VALIDATION_DAY
 
 # Counts of the released files, as several public reports agree on them: impressions, rows of news.tsv,
 # users, candidates; None where no report says it. MINDdemo's are not known to us.

@@ -21,8 +21,8 @@ from mindlab.blind_rule import LEVEL, MOST_ANSWERS, BlindRule, Layout, Prompt, f
 from mindlab.errors import UserError
 from mindlab.files import check_characters, read_json
 from mindlab.intervals import paired_difference
+from mindlab.leak_rule import leak_rule
 from mindlab.mind import Impressions, Mind, read_mind
-from mindlab.recommenders.leak_rule import leak_rule
 
 SEED = 0
 ALPACA = {

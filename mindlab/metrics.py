@@ -4,11 +4,14 @@ Ranking metrics are those of ``evaluate.py`` in https://github.com/msnews/MIND, 
 the plain mean over impressions. One rule differs, for ties: the script sorts with
 ``argsort(score)[::-1]``, so that of two equal scores the later position wins. Here a tie counts as its
 **expectation over a uniformly random order of the tied candidates**, computed exactly.
+
+`METRICS` holds what a table can show; a new metric is an entry there.
 """
 
 import hashlib
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -19,11 +22,6 @@ from mindlab.errors import UserError
 from mindlab.intervals import Interval, Shares, ratio_intervals
 from mindlab.predictions import case_offsets, codes
 
-RANKING_METRICS = ("auc", "mrr", "ndcg5", "ndcg10")
-PART_METRICS = ("auc_appeal", "auc_personal")  # of the two parts of a score, see `taken_apart`
-ANSWER_METRICS = ("accuracy", "precision", "recall", "f1")
-SAMPLED_CUTOFFS = (3, 5, 10)
-SAMPLED_METRICS = tuple(f"{name}{k}" for name in ("recall", "mrr") for k in SAMPLED_CUTOFFS)
 # Pairs of a click and a candidate compared at a time: about 50 MB.
 PAIRS_PER_CHUNK = 1_000_000
 
@@ -69,6 +67,11 @@ class ClickRanks:
                 ("others_tied", is_tied & is_other),
             ):
                 getattr(self, name)[some] = np.add.reduceat(mask, starts, dtype=np.int64)
+
+    @property
+    def clicks_beside(self) -> np.ndarray:
+        """How many clicks the impression of each click has, int (n_clicks,)."""
+        return self.case_clicks[self.case]
 
     def _pairs(self) -> Iterator[tuple[slice, np.ndarray, np.ndarray]]:
         """Yield, for some clicks at a time: which, the size of each one's impression, all candidates of these."""
@@ -122,34 +125,81 @@ class ClickRanks:
         return found
 
 
-ByClick = dict[
-    str, tuple[np.ndarray, np.ndarray]
-]  # metric: per click its value, and what one rank is worth there
+ByClick = tuple[np.ndarray, np.ndarray]  # per click its value, and what one rank is worth there
 
 
-def _ranking_by_click(ranks: ClickRanks) -> ByClick:
-    """Return AUC, MRR, nDCG@5 and nDCG@10 by click; formulas in `ranking_metrics`."""
-    rank = np.arange(1, ranks.largest + 1)
-    clicks, others = (n[ranks.case] for n in (ranks.case_clicks, ranks.case_size - ranks.case_clicks))
+@dataclass(frozen=True)
+class Metric:
+    """A number of the leaderboard; higher is better.
+
+    Ranking metrics are computed from ranks: `by_click` gives for each click its value, whose sum over the clicks of an
+    impression is the impression's, and what one rank is worth there. Without it the metric is one of the answers.
+    """
+
+    name: str  # in files
+    label: str  # in tables
+    by_click: Callable[[ClickRanks], ByClick] | None = None
+    of: str = "score"  # what is ranked: the score, or a part of it (`taken_apart`)
+
+
+def _auc(ranks: ClickRanks) -> ByClick:
+    clicks, others = ranks.clicks_beside, (ranks.case_size - ranks.case_clicks)[ranks.case]
     with np.errstate(divide="ignore", invalid="ignore"):
         wins = (others - ranks.others_above - 0.5 * ranks.others_tied) / (clicks * others)
-        found = {"auc": (wins, 1.0 / (clicks * others))}
-        found["mrr"] = tuple(one / clicks for one in ranks.expected(1.0 / rank))
-    for k in (5, 10):
-        discount = np.where(rank <= k, 1.0 / np.log2(rank + 1.0), 0.0)
-        ideal = np.concatenate([[0.0], np.cumsum(discount)])[clicks]
-        found[f"ndcg{k}"] = tuple(one / ideal for one in ranks.expected(discount))
-    return found
+        return wins, 1.0 / (clicks * others)
 
 
-def _sampled_by_click(ranks: ClickRanks, cutoffs: Sequence[int]) -> ByClick:
-    """Return Recall@K and MRR@K by click; formulas in `sampled_metrics`."""
-    rank, clicks = np.arange(1, ranks.largest + 1), ranks.case_clicks[ranks.case]
-    return {
-        f"{name}{k}": tuple(one / clicks for one in ranks.expected(np.where(rank <= k, worth, 0.0)))
-        for name, worth in (("recall", np.ones(len(rank))), ("mrr", 1.0 / rank))
-        for k in cutoffs
-    }
+def _ndcg(ranks: ClickRanks, k: int) -> ByClick:
+    rank = np.arange(1, ranks.largest + 1)
+    discount = np.where(rank <= k, 1.0 / np.log2(rank + 1.0), 0.0)
+    ideal = np.concatenate([[0.0], np.cumsum(discount)])[ranks.clicks_beside]
+    value, step = ranks.expected(discount)
+    return value / ideal, step / ideal
+
+
+def _mean_worth(ranks: ClickRanks, worth: Callable[[np.ndarray], np.ndarray]) -> ByClick:
+    """Return the mean over an impression's clicks of what their ranks are worth."""
+    value, step = ranks.expected(worth(np.arange(1, ranks.largest + 1)))
+    return value / ranks.clicks_beside, step / ranks.clicks_beside
+
+
+def _mrr(ranks: ClickRanks, k: float = np.inf) -> ByClick:
+    return _mean_worth(ranks, lambda rank: np.where(rank <= k, 1.0 / rank, 0.0))
+
+
+def _recall(ranks: ClickRanks, k: int) -> ByClick:
+    return _mean_worth(ranks, lambda rank: np.where(rank <= k, 1.0, 0.0))
+
+
+def at(k: int) -> tuple[Metric, Metric]:
+    """Return Recall@K and MRR@K (`sampled_metrics`)."""
+    return (
+        Metric(f"recall{k}", f"Recall@{k}", partial(_recall, k=k)),
+        Metric(f"mrr{k}", f"MRR@{k}", partial(_mrr, k=k)),
+    )
+
+
+CUTOFFS = (3, 5, 10)
+# In the order of the tables' columns.
+METRICS = {
+    metric.name: metric
+    for metric in (
+        Metric("auc", "AUC", _auc),
+        Metric("auc_appeal", "appeal", _auc, of="appeal"),
+        Metric("auc_personal", "personal", _auc, of="personal"),
+        Metric("mrr", "MRR", _mrr),
+        Metric("ndcg5", "nDCG@5", partial(_ndcg, k=5)),
+        Metric("ndcg10", "nDCG@10", partial(_ndcg, k=10)),
+        *(at(k)[0] for k in CUTOFFS),
+        *(at(k)[1] for k in CUTOFFS),
+        Metric("accuracy", "accuracy"),
+    )
+}
+RANKING_METRICS = ("auc", "mrr", "ndcg5", "ndcg10")
+PART_METRICS = tuple(name for name, metric in METRICS.items() if metric.of != "score")
+SAMPLED_METRICS = tuple(metric.name for metrics in zip(*map(at, CUTOFFS), strict=True) for metric in metrics)
+ANSWER_METRICS = ("accuracy", "precision", "recall", "f1")
+USUAL = (*RANKING_METRICS, *PART_METRICS)
 
 
 def ranking_metrics(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray) -> dict[str, np.ndarray]:
@@ -182,14 +232,14 @@ def ranking_metrics(scores: np.ndarray, labels: np.ndarray, offsets: np.ndarray)
     {'auc': 1.0, 'mrr': 0.75, 'ndcg5': 1.0, 'ndcg10': 1.0}
     """
     ranks = ClickRanks(scores, labels, offsets)
-    return {name: ranks.sum(values) for name, (values, _) in _ranking_by_click(ranks).items()}
+    return {name: ranks.sum(METRICS[name].by_click(ranks)[0]) for name in RANKING_METRICS}
 
 
 def sampled_metrics(
     scores: np.ndarray,
     labels: np.ndarray,
     offsets: np.ndarray,
-    cutoffs: Sequence[int] = SAMPLED_CUTOFFS,
+    cutoffs: Sequence[int] = CUTOFFS,
 ) -> dict[str, np.ndarray]:
     """Return Recall@K and MRR@K of each case, as ``recall3``, ``mrr3`` and so on.
 
@@ -202,7 +252,8 @@ def sampled_metrics(
     {'recall1': 0.0, 'recall2': 1.0, 'mrr1': 0.0, 'mrr2': 0.5}
     """
     ranks = ClickRanks(scores, labels, offsets)
-    return {name: ranks.sum(values) for name, (values, _) in _sampled_by_click(ranks, cutoffs).items()}
+    wanted = [metric for metrics in zip(*map(at, cutoffs), strict=True) for metric in metrics]
+    return {metric.name: ranks.sum(metric.by_click(ranks)[0]) for metric in wanted}
 
 
 def ranking_shares(
@@ -212,28 +263,32 @@ def ranking_shares(
     users: np.ndarray,
     news: np.ndarray,
     *,
-    is_sampled: bool = False,
+    metrics: Sequence[str] = USUAL,
 ) -> tuple[dict[str, np.ndarray], dict[str, Shares]]:
-    """Return the ranking metrics of each impression, and each taken apart by candidate, for intervals.
+    """Return ranking metrics of each impression, and each taken apart by candidate, for intervals.
 
-    Arguments as in `ranking_metrics`; `users` are int (n_impressions,), `news` int (n_candidates,). The two parts of the
-    scores have an AUC each (`taken_apart`). With `is_sampled` there are `sampled_metrics` too.
+    Arguments as in `ranking_metrics`; `users` are int (n_impressions,), `news` int (n_candidates,), `metrics` names of
+    `METRICS`.
     """
-    ranks = ClickRanks(scores, labels, offsets)
-    by_click = _ranking_by_click(ranks) | (_sampled_by_click(ranks, SAMPLED_CUTOFFS) if is_sampled else {})
-    values = {name: ranks.sum(values) for name, (values, _) in by_click.items()}
-    parts = ranks.parts(by_click)
-    for name, part in zip(PART_METRICS, taken_apart(ranks.scores, news), strict=True):
-        ranks = ClickRanks(part, labels, offsets)
-        only = {name: _ranking_by_click(ranks)["auc"]}
-        values[name], parts[name] = ranks.sum(only[name][0]), ranks.parts(only)[name]
+    scores = np.asarray(scores, dtype=np.float64)
+    wanted = [METRICS[name] for name in metrics]
+    ranked = {"score": scores}
+    if any(metric.of != "score" for metric in wanted):
+        ranked |= zip(("appeal", "personal"), taken_apart(scores, news), strict=True)
+    values: dict[str, np.ndarray] = {}
+    parts: dict[str, np.ndarray] = {}
+    for part in dict.fromkeys(metric.of for metric in wanted):
+        ranks = ClickRanks(ranked[part], labels, offsets)
+        by_click = {metric.name: metric.by_click(ranks) for metric in wanted if metric.of == part}
+        values |= {name: ranks.sum(value) for name, (value, _) in by_click.items()}
+        parts |= ranks.parts(by_click)
     owner = np.repeat(np.arange(ranks.n), ranks.case_size)
     weights = np.where(ranks.is_click, 1.0, 0.0)
-    weights[ranks.clicks] /= ranks.case_clicks[ranks.case]
+    weights[ranks.clicks] /= ranks.clicks_beside
     shares = {}
-    for name, part in parts.items():
+    for name in metrics:
         is_defined = ~np.isnan(values[name])[owner]
-        numbers = np.where(is_defined, part, 0.0), np.where(is_defined, weights, 0.0)
+        numbers = np.where(is_defined, parts[name], 0.0), np.where(is_defined, weights, 0.0)
         shares[name] = Shares(*numbers, owner, np.asarray(users)[owner], news)
     return values, shares
 
@@ -320,15 +375,14 @@ class Evaluation:
     shares: dict[str, Shares]  # the same taken apart by candidate; compare these in pairs
 
 
-def evaluate(frame: pa.Table, *, protocol: str | None = None) -> Evaluation:
-    """Measure a predictions table of one split: every number that its columns allow.
+def evaluate(frame: pa.Table, metrics: Sequence[str] = USUAL) -> Evaluation:
+    """Measure a predictions table of one split: every number of `metrics` and of answers that its columns allow.
 
     Ranking metrics need cases with two candidates or more; ``auc_appeal`` and ``auc_personal`` are the AUC of the two
     parts of the scores (`taken_apart`). Answer metrics need the column `answer`, or
     one candidate in every case (then score > 0 means Yes). An answer is Yes or No by its first word,
-    in any case; any other answer is counted in ``invalid_answers`` and taken as wrong. Protocols named
-    ``sampled...`` also get Recall@K and MRR@K. Unlabelled cases are left out and counted, as the
-    official script skips masked impressions.
+    in any case; any other answer is counted in ``invalid_answers`` and taken as wrong. Unlabelled cases are left out and
+    counted, as the official script skips masked impressions.
 
     Returns:
         An Evaluation; in its summary a metric that does not apply is None, each has ``_low`` and
@@ -368,15 +422,16 @@ def evaluate(frame: pa.Table, *, protocol: str | None = None) -> Evaluation:
     values: dict[str, np.ndarray] = {}
     shares: dict[str, Shares] = {}
 
-    is_ranking, is_sampled = sizes > 1, (protocol or "").startswith("sampled")
+    is_ranking = sizes > 1
+    wanted = [name for name in metrics if METRICS[name].by_click]
     if is_ranking.any():
         rows = np.repeat(is_ranking, sizes)
         kept = np.concatenate([[0], np.cumsum(sizes[is_ranking])])
         case = scores[rows], labels[rows], kept, users[is_ranking], news[rows]
-        values, shares = ranking_shares(*case, is_sampled=is_sampled)
+        values, shares = ranking_shares(*case, metrics=wanted)
     summary["n_ranked"] = int(is_ranking.sum())
-    summary["auc_undefined"] = int(np.isnan(values["auc"]).sum()) if values else None
-    for name in (*RANKING_METRICS, *PART_METRICS, *(SAMPLED_METRICS if is_sampled else ())):
+    summary["auc_undefined"] = int(np.isnan(values["auc"]).sum()) if "auc" in values else None
+    for name in wanted:
         summary |= _with_ends(name, shares[name].interval() if shares else None)
 
     has_answers = frame["answer"].null_count < len(frame)
@@ -401,7 +456,7 @@ def evaluate(frame: pa.Table, *, protocol: str | None = None) -> Evaluation:
     return Evaluation(summary, values, shares)
 
 
-def evaluate_seeds(frames: Sequence[pa.Table], *, protocol: str | None = None) -> Evaluation:
+def evaluate_seeds(frames: Sequence[pa.Table], metrics: Sequence[str] = USUAL) -> Evaluation:
     """Measure one method that was trained several times: every impression's value is the mean over its seeds.
 
     So an interval covers the choice of users and news for the mean seed. ``<metric>_seed_sd`` in the summary is the
@@ -411,7 +466,7 @@ def evaluate_seeds(frames: Sequence[pa.Table], *, protocol: str | None = None) -
     Raises:
         UserError: as `evaluate`, and if the seeds did not score the same candidates.
     """
-    first, *others = [evaluate(frame, protocol=protocol) for frame in frames]
+    first, *others = [evaluate(frame, metrics) for frame in frames]
     names = [name for name in first.values if name != "accuracy"]
     summary = first.summary | dict.fromkeys(f"{name}_seed_sd" for name in names)
     if not others:

@@ -24,9 +24,10 @@ from mindlab.plan import (
     training_memory,
     training_seconds,
 )
-from mindlab.prompts import LikesDislikes, NextClick, NextTopic
-from mindlab.protocols import SEED_TRAIN_SHARE
+from mindlab.prompts import prompt_of
 from mindlab.published import GPUS, Check, MindSize, checks
+from mindlab.tasks.base import CANDIDATE
+from mindlab.tasks.seed import TRAIN_SHARE
 
 FLEETS = (1, 8, 64)  # GPUs
 TOKEN_BUDGET = 8192  # new tokens in a pass of the engine on a GPU
@@ -59,14 +60,14 @@ def works(
             size.name,
             [
                 replace(one, count=by_user * size.train_users)
-                if one.name in (NextClick.name, NextTopic.name)
+                if prompt_of(one.name).of_users
                 else replace(one, count=by_impression * size.train_impressions)
                 for one, by_impression, by_user in counted
             ],
             [r.with_candidates(size.test_candidates / size.test_impressions) for r in readings],
             [
-                size.train_impressions - int(size.train_impressions * SEED_TRAIN_SHARE)
-                if r.format == LikesDislikes.name
+                size.train_impressions - int(size.train_impressions * TRAIN_SHARE)
+                if prompt_of(r.format).case == CANDIDATE
                 else size.test_impressions + size.submission_impressions
                 for r in readings
             ],
@@ -368,10 +369,10 @@ def measure(
     import torch
 
     from mindlab.llm.predict import Request, make_scorer
-    from mindlab.protocols import limit, splits_of
+    from mindlab.tasks import limit, task_of
     from mindlab.token_counts import CountingEngine
 
-    split = splits_of("dev", mind, seed)["test"].without_labels()
+    split = task_of("dev").splits(mind, seed)["test"].without_labels()
     split = split.take(
         np.flatnonzero(np.diff(split.history_offsets)[split.history])
     )  # those that are read at all

@@ -21,35 +21,26 @@ from mindlab.errors import UserError
 from mindlab.files import is_number, lock, write_json, write_text
 from mindlab.intervals import FEW_CLUSTERS
 from mindlab.metrics import (
+    METRICS,
     PART_METRICS,
     RANKING_METRICS,
-    SAMPLED_METRICS,
     Evaluation,
     evaluate_seeds,
     paired_differences,
 )
 from mindlab.predictions import read_predictions, seed_files
-from mindlab.prompts import YES_NO
+from mindlab.prompts import PROMPTS
+from mindlab.prompts.base import ANSWER, YES_NO
 from mindlab.runs import check_same_data, read_manifest
+from mindlab.tasks import task_of
 
-ORACLE = "oracle"
 DEFAULT_REFERENCE = "popularity"
 TRACKS = {
     "static": "labels end with the training split",
     "streaming": "may use labels of earlier test-day impressions; not to be ranked against static rows",
+    "ceiling": "ranks by the generator's own utility; no method can be expected to beat it",
 }
-CEILING = "ceiling", "ranks by the generator's own utility; no method can be expected to beat it"
-LABELS = {
-    "auc": "AUC",
-    "auc_appeal": "appeal",
-    "auc_personal": "personal",
-    "mrr": "MRR",
-    "ndcg5": "nDCG@5",
-    "ndcg10": "nDCG@10",
-    **{f"recall{k}": f"Recall@{k}" for k in (3, 5, 10)},
-    **{f"mrr{k}": f"MRR@{k}" for k in (3, 5, 10)},
-    "accuracy": "accuracy",
-}
+LABELS = {name: metric.label for name, metric in METRICS.items()}
 SHARE = "share of clicks"  # on the axis of a calibration plot
 COSTS = ("params", "train_seconds", "ms_per_impression", "peak_mb", "tokens_per_impression")
 CONTEXT = ("title", "data", "synthetic", "command", "notes", "published")
@@ -76,20 +67,19 @@ def measure(run: str | Path, cases: np.ndarray | None = None) -> Measured:
     """Read and measure a run folder; arguments and errors as in `leaderboard_row`."""
     run = Path(run)
     manifest = complete_manifest(run)
-    protocol = manifest["protocol"]
+    metrics = task_of(manifest["protocol"]).metrics
     files = seed_files(run)
     try:
         frames = [read_predictions(file) for file in files]
         if cases is not None:
             frames = [frame.filter(pc.is_in(frame["case_id"], pa.array(cases))) for frame in frames]
-        found = evaluate_seeds(frames, protocol=protocol)
+        found = evaluate_seeds(frames, metrics)
     except UserError as error:
         raise UserError(str(error) if str(run) in str(error) else f"{files[0]}: {error}") from None
     row: dict[str, Any] = {key: manifest[key] for key in ("name", "protocol", "track")}
     row |= {key: found.summary[key] for key in ("n_impressions", "subset_sha")}
     row["seeds"] = len(files)
-    sampled = SAMPLED_METRICS if protocol.startswith("sampled") else ()
-    for metric in (*RANKING_METRICS, *PART_METRICS, *sampled, "accuracy"):
+    for metric in (*metrics, "accuracy"):
         row |= {f"{metric}{end}": found.summary[f"{metric}{end}"] for end in ("", "_low", "_high")}
     row |= {
         key: manifest.get(key)
@@ -97,9 +87,9 @@ def measure(run: str | Path, cases: np.ndarray | None = None) -> Measured:
     }
     row["writing_seconds"] = writing_seconds(manifest)
     asked = manifest.get("request")
-    is_yes_no = isinstance(asked, dict) and asked.get("format") in YES_NO
+    prompt = PROMPTS.get(asked.get("format")) if isinstance(asked, dict) else None
     row["calibration"] = None
-    if is_yes_no:
+    if prompt and prompt.asks in (YES_NO, ANSWER):
         row["calibration"] = calibration(frames[0], shift=manifest.get("log_odds_shift"))
     row |= {"run": run.as_posix(), "paired": []}
     return Measured(row, manifest, found)
@@ -135,7 +125,7 @@ def complete_manifest(run: Path) -> dict[str, Any]:
         if not isinstance(manifest.get(key), str):
             raise UserError(f"{path}: {key} is {manifest.get(key)!r}, expected a text")
     if manifest["track"] not in TRACKS:
-        raise UserError(f"{path}: track is {manifest['track']!r}, expected {' or '.join(TRACKS)}")
+        raise UserError(f"{path}: track is {manifest['track']!r}, expected one of {', '.join(TRACKS)}")
     for key in COSTS:
         value = manifest.get(key)
         if not is_number(value):
@@ -206,7 +196,7 @@ def leaderboard(
             raise UserError(f"{name} and {against} are on different tracks, which are not compared")
     if reference:
         same = [n for n, m in by_name.items() if m.row["track"] == by_name[reference].row["track"]]
-        compared = [(n, reference) for n in same if n not in (reference, ORACLE)]
+        compared = [(n, reference) for n in same if n != reference]
         wanted = [*compared, *(pair for pair in wanted if pair not in compared)]
     for name, against in wanted:
         one, base = by_name[name], by_name[against].evaluation
@@ -235,7 +225,7 @@ def leaderboard(
 def _place(row: Mapping[str, Any]) -> tuple[Any, ...]:
     """Return the sort key of a row: block, then falling AUC (accuracy where there is none), then name."""
     worth = [-1.0 if row[metric] is None else row[metric] for metric in ("auc", "accuracy")]
-    return row["name"] == ORACLE, row["track"] != "static", -worth[0], -worth[1], row["name"]
+    return [*TRACKS].index(row["track"]), -worth[0], -worth[1], row["name"]
 
 
 def _check_context(context: Mapping[str, Any] | None) -> dict[str, Any]:
@@ -248,11 +238,7 @@ def _check_context(context: Mapping[str, Any] | None) -> dict[str, Any]:
 
 def blocks(board: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:
     """Return (title, explanation, rows) of each block that has rows: static, streaming, ceiling."""
-    rows = board["rows"]
-    parts = [
-        (t, why, [r for r in rows if r["track"] == t and r["name"] != ORACLE]) for t, why in TRACKS.items()
-    ]
-    parts.append((*CEILING, [r for r in rows if r["name"] == ORACLE]))
+    parts = [(t, why, [r for r in board["rows"] if r["track"] == t]) for t, why in TRACKS.items()]
     return [part for part in parts if part[2]]
 
 
@@ -1000,7 +986,7 @@ def _plotted(board: Mapping[str, Any], metric: str, most: int = 4) -> list[str]:
         (row for row in board["rows"] if row.get(metric) is not None), key=lambda row: -row[metric]
     )
     asked = [name for pair in board["pairs"] for name in pair]
-    wanted = [board["reference"], *asked, *(row["name"] for row in ranked if row["name"] != ORACLE)]
+    wanted = [board["reference"], *asked, *(row["name"] for row in ranked if row["track"] != "ceiling")]
     return list(dict.fromkeys(name for name in wanted if name))[:most]
 
 
@@ -1008,7 +994,7 @@ def _cost_section(board: Mapping[str, Any]) -> str:
     """Return AUC against time per impression, and the table of costs."""
     lines, writing = [], writing_column(board)
     for title, _, rows in blocks(board):
-        if title == CEILING[0]:
+        if title == "ceiling":
             continue
         for row in rows:
             tokens = board["manifests"][row["name"]].get("tokens_per_impression")
@@ -1048,7 +1034,7 @@ def _scatter(board: Mapping[str, Any]) -> str:
         row
         for title, _, rows in blocks(board)
         for row in rows
-        if title != CEILING[0] and row["auc"] is not None and row["ms_per_impression"] is not None
+        if title != "ceiling" and row["auc"] is not None and row["ms_per_impression"] is not None
     ]
     if not rows:
         return ""

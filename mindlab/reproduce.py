@@ -22,6 +22,7 @@ from mindlab.mind import read_mind
 from mindlab.predictions import KEY, read_predictions, seed_files
 from mindlab.runs import data_hashes, provenance, read_manifest
 from mindlab.summaries import summariser_of
+from mindlab.tasks import task_of
 
 # Sums in another order, by other threads or another processor, differ in the last digits of a score.
 METRIC_TOLERANCE = 1e-6
@@ -242,8 +243,8 @@ def _data_set(path: Path, out: Path) -> Iterator[Finding]:
         yield from changed
         return
     options = _request(alpaca.BuildOptions, manifest["options"], path)
-    splits = ("train",) if options.protocol == "seed" else ("train", "dev")
     data = data_of(known)
+    splits = task_of(options.protocol).files("test", data)
     mind = read_mind(data, splits)
     write = summariser_of(options.summary, options.model, options.template, options.language)
     hashes = data_hashes(data, splits)

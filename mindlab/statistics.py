@@ -10,7 +10,7 @@ import numpy as np
 
 from mindlab import cli
 from mindlab.mind import Impressions, Mind, News, read_mind
-from mindlab.protocols import VALIDATION_DAY
+from mindlab.tasks.dev import VALIDATION_DAY
 
 # MINDsmall's values and where each comes from; the letters are explained in data/README.md.
 MINDSMALL: dict[str, tuple[str, str]] = {

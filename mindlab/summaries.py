@@ -19,7 +19,7 @@ from mindlab.errors import UserError
 from mindlab.llm.writing import EMPTY, Answer, HFWriter, Writer, count_faults, write_texts
 from mindlab.mind import Impressions
 from mindlab.prompts import PreferenceSummary, Record, Summary
-from mindlab.records import batched
+from mindlab.prompts.records import batched
 from mindlab.special_tokens import neutralise
 
 BLOCK = 5  # titles, or summaries, of one question

@@ -12,18 +12,21 @@ from typing import Any
 import numpy as np
 import torch
 
-from mindlab.alpaca import BuildOptions, neutral_titles, samples
+from mindlab.alpaca import BuildOptions
 from mindlab.errors import UserError
 from mindlab.llm.hf import HFEngine, Pass, Prefix
 from mindlab.llm.predict import CASES_PER_PART, Request, Work
 from mindlab.mind import Impressions, Mind
 from mindlab.plan import Architecture, Reading, Records
-from mindlab.prompts import FORMATS, LikesDislikes, Summary
-from mindlab.protocols import limit, splits_of
+from mindlab.prompts import PROMPTS, prompt_of
+from mindlab.tasks import TASKS, limit, task_of
 
-# Without format summary: most of what it takes is writing, which depends on what is written.
+# The task of each prompt that is trained on. Without those that show a summary: most of what they take is writing, which
+# depends on what is written.
 PROTOCOL_OF = {
-    name: "seed" if name == LikesDislikes.name else "dev" for name in FORMATS if name != Summary.name
+    name: next(task.name for task in TASKS.values() if task.case == prompt.case)
+    for name, prompt in PROMPTS.items()
+    if prompt.trains and not prompt.shows_summary
 }
 ANSWER = 3  # ids: Yes or No, a full stop, the end; the last is written but not read
 
@@ -145,13 +148,12 @@ def records(
     impressions, and scaled to all; `count` gives the tokens of a record.
     """
     protocol = PROTOCOL_OF[form]
-    train = splits_of(protocol, mind, seed)["train"]
+    train = task_of(protocol).splits(mind, seed)["train"]
     part, n_users = of_readers(train, readers, seed)
-    rng = np.random.default_rng(seed)
-    made = list(
-        samples(part, mind.news, neutral_titles(mind.news), BuildOptions(protocol, form, **options), rng)
-    )
-    chosen = (FORMATS[form]("en").record(made[at]) for at in limit(len(made), sampled, seed))
+    rng, prompt = np.random.default_rng(seed), prompt_of(form)()
+    asked = BuildOptions(protocol, form, **options)
+    made = list(prompt.samples(part, mind.news, prompt.shown(mind.news), asked, rng))
+    chosen = (prompt.record(made[at]) for at in limit(len(made), sampled, seed))
     lengths = np.array([count(record) for record in chosen])
     total = len(made) / len(part) * len(train)
     return Records(form, total, lengths), total / len(mind.splits["train"]), total / n_users

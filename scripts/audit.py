@@ -68,7 +68,7 @@ def main() -> int:
 def counter(model: str, template: str) -> Measure:
     """Return what counts prompts in LLaMA-Factory's tokens, with a progress bar."""
     from mindlab.chat import ChatTemplate  # imports LLaMA-Factory: ten seconds
-    from mindlab.records import batched
+    from mindlab.prompts.records import batched
 
     chat = ChatTemplate.load(model, template)
 

@@ -21,13 +21,15 @@ import sys
 from pathlib import Path
 
 from mindlab import cli, distributed
-from mindlab.alpaca import BuildOptions, build, check_factory, check_summary, link_to, make_budget
+from mindlab.alpaca import BuildOptions, build, check_factory, link_to, make_budget
 from mindlab.errors import UserError
 from mindlab.mind import read_mind
-from mindlab.prompts import FORMATS, Summary
+from mindlab.prompts import PROMPTS, Summary, prompt_of
+from mindlab.prompts.summary import check_way
 from mindlab.report import written_text
 from mindlab.runs import data_hashes
 from mindlab.summaries import summariser_of
+from mindlab.tasks import task_of
 
 
 def main() -> None:
@@ -39,7 +41,12 @@ def main() -> None:
     parser.add_argument(
         "--protocol", required=True, help="seed (the tutorial's), dev (the honest one) or sampled"
     )
-    parser.add_argument("--format", required=True, choices=sorted(FORMATS), help="the prompt format")
+    parser.add_argument(
+        "--format",
+        required=True,
+        choices=sorted(name for name, one in PROMPTS.items() if one.trains),
+        help="the prompt format",
+    )
     parser.add_argument("--out", required=True, type=Path, help="LLaMA-Factory's dataset_dir, usually data")
     parser.add_argument("--model", help="model folder or hub id whose tokenizer counts; needs --template")
     parser.add_argument("--template", help="LLaMA-Factory template: glm4, smollm2, ...")
@@ -100,7 +107,7 @@ def main() -> None:
 
     if args.summary != "recent" and not args.model:
         raise UserError(f"--summary {args.summary} is written by a model; give --model and --template")
-    check_summary(args.format, args.summary)
+    check_way(prompt_of(args.format), args.summary)
 
     counted = {"model": args.model, "template": args.template, "cutoff_len": args.cutoff_len}
     options = BuildOptions(
@@ -118,7 +125,7 @@ def main() -> None:
     )
     run = distributed.chosen(args)
     write = summariser_of(args.summary, args.model, args.template, args.language)
-    splits = ("train",) if args.protocol == "seed" else ("train", "dev")
+    splits = task_of(args.protocol).files("test", args.data)
     mind = read_mind(args.data, splits, args.missing)
     manifest = build(
         mind,

@@ -40,19 +40,21 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindlab import cli, kept, protocols, recprompt
+from mindlab import cli, kept, recprompt
 from mindlab import report as reporting
 from mindlab.blend import BLENDS, Blend, make_blend, parse_blend
-from mindlab.compare import BLIND, ORACLE, Request, compare, cross_encoder_rows, encoder_row, names_of
+from mindlab.compare import Request, compare, names_of
 from mindlab.errors import UserError
 from mindlab.files import read_json, write_json
 from mindlab.llm import rows
 from mindlab.mind import Impressions, Mind, no_impressions, read_mind, splits_in
 from mindlab.predictions import read_predictions, write_prediction_zip
 from mindlab.published import RECPROMPT, read_published
-from mindlab.recommenders import COSTLY, EMBEDDED, NEEDS_LLM, NEURAL, PAIRS, SIMPLE, WRITES
+from mindlab.recommenders import METHODS
 from mindlab.recommenders.oracle import FILE_NAME
 from mindlab.slices import HISTORY, masks, measure_slices
+from mindlab.tasks import TASKS, limit, task_of
+from mindlab.tasks.base import CANDIDATE, SUBMISSION
 
 TABLES = ("leaderboard.json", "leaderboard.md", "slices.json")
 
@@ -61,14 +63,14 @@ def arguments() -> argparse.Namespace:
     """Return the command line, its table's place in a document checked."""
     parser = cli.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and dev/")
-    parser.add_argument("--protocol", choices=protocols.PROTOCOLS, default="dev")
+    parser.add_argument("--protocol", choices=TASKS, default="dev")
     parser.add_argument(
         "--split",
         choices=("test", "valid", "submission"),
         default="test",
         help="valid: 14 November, to choose on; submission: MIND's unlabelled test split, a prediction.zip a row",
     )
-    known = ", ".join([*SIMPLE, *BLENDS, *COSTLY, *rows.NAMES, *rows.SAMPLED_NAMES, ORACLE, *BLIND])
+    known = ", ".join([*METHODS, *BLENDS, *rows.NAMES, *rows.SAMPLED_NAMES])
     parser.add_argument("--only", metavar="NAME,NAME", help=f"of {known} (default: all that apply)")
     parser.add_argument(
         "--llm-seeds",
@@ -125,7 +127,7 @@ def arguments() -> argparse.Namespace:
 def main() -> None:
     """Fit, score, measure, write the tables and the pages."""
     args = arguments()
-    folders = protocols.folders_of("dev", args.split, args.data)
+    folders = task_of("dev").files(args.split, args.data)
     has_training = "train" in folders
     is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
     names, blends, llm = names_asked(args, is_synthetic, has_training)
@@ -133,18 +135,18 @@ def main() -> None:
         args.data, args.protocol, args.split, args.limit, args.seed, args.seeds,
         args.encoder, args.cross_encoder, args.cross_pairs,
     )  # fmt: skip
-    if args.encoder:
-        names.append(encoder_row(request))
-    if llm or EMBEDDED in names:
+    methods = request.methods
+    names += [name for name in request.own if name not in METHODS]
+    if llm or any(METHODS[name].needs_llm for name in names if name in METHODS):
         rows.get_model()
     # A submission ranks everything.
-    costly = [name for name in names if name in COSTLY and args.split != protocols.SUBMISSION]
+    costly = [
+        name for name in names if name in methods and methods[name].is_costly and args.split != SUBMISSION
+    ]
     names = [name for name in names if name not in costly]
-    own_cross = cross_encoder_rows(request)
-    (names if args.split == protocols.SUBMISSION else costly).extend(own_cross)
     with tqdm(names, unit=" methods", file=sys.stderr) as bar:
         runs = compare(request, names, args.out, lambda _: named(bar))
-    if args.split == protocols.SUBMISSION:
+    if args.split == SUBMISSION:
         for run in runs:  # the server has the labels, so there is nothing to compare here
             write_prediction_zip(run / "prediction.zip", read_predictions(run / "predictions.parquet"))
             print(run / "prediction.zip")
@@ -163,10 +165,10 @@ def main() -> None:
         (llm_runs if {*blend.parts} & {*costly, *llm} else runs).append(run)
 
     mind = read_mind(args.data, folders)
-    splits = protocols.splits_of(args.protocol, mind, args.seed)
+    splits = task_of(args.protocol).splits(mind, args.seed)
     n = len(splits[args.split])
-    whole, some = (protocols.limit(n, most, args.seed) for most in (args.limit, llm_limit))
-    notes = notes_of(args.protocol, splits[args.split].take(whole))
+    whole, some = (limit(n, most, args.seed) for most in (args.limit, llm_limit))
+    notes = task_of(args.protocol).notes(splits[args.split].take(whole))
     context = {
         "title": "Recommenders on the same impressions",
         "data": args.data,
@@ -181,10 +183,9 @@ def main() -> None:
             )
     boards = {}  # by folder, with the cases that its rows are measured on
     pairs = [
-        *PAIRS,
+        *((name, against) for name, method in methods.items() for against in method.against),
         *rows.PAIRS,
         *rows.SAMPLED_PAIRS,
-        *([own_cross, (own_cross[0], "minilm")] if own_cross else []),
     ]
     pairs += [(blend.name, part) for blend in blends for part in blend.parts]
 
@@ -223,21 +224,22 @@ def names_asked(
 
     Parts of a blend are run even if nobody asked for them by name.
     """
-    is_labelled = args.split != protocols.SUBMISSION
+    is_labelled = args.split != SUBMISSION
     # Where it was trained here, a language model's training has seen the validation day.
     takes_llm = rows.names_of(args.protocol, has_training)
     if args.split != "test" and (has_training or not is_labelled):
         takes_llm = ()
-    usual = [
-        name
-        for name in names_of(args.protocol, has_training)
-        if name != ORACLE or (is_synthetic and is_labelled)
-    ]
-    usual = [name for name in usual if name not in COSTLY or is_labelled]
-    usual = [name for name in usual if args.llm or name not in NEEDS_LLM]
-    if not has_training:
-        usual = [name for name in usual if name not in WRITES]
-    ranks = is_labelled and args.protocol != "seed"
+    usual = []
+    for name in names_of(args.protocol, has_training):
+        method = METHODS[name]
+        is_left_out = (
+            (method.track == "ceiling" and not (is_synthetic and is_labelled))
+            or (method.is_costly and not is_labelled)
+            or (method.needs_llm and not args.llm)
+            or (method.writes and not has_training)
+        )
+        usual += [] if is_left_out else [name]
+    ranks = is_labelled and task_of(args.protocol).case != CANDIDATE
     usual += [*(BLENDS if ranks else ()), *(takes_llm if args.llm else ())]
     names = args.only.split(",") if args.only else usual
     blends = [Blend(name, BLENDS[name]) for name in names if name in BLENDS] + args.blend
@@ -247,9 +249,7 @@ def names_asked(
     llm = [name for name in names if name in {*rows.NAMES, *rows.SAMPLED_NAMES}]
     for name in llm:
         if name not in takes_llm:
-            where = [
-                protocol for protocol in protocols.PROTOCOLS if name in rows.names_of(protocol, has_training)
-            ]
+            where = [protocol for protocol in TASKS if name in rows.names_of(protocol, has_training)]
             kinds = f"protocol{'s' if len(where) != 1 else ''} {' and '.join(where) or 'of data with a training split'}"
             raise UserError(f"{name} applies to split test of the {kinds} alone")
     return [name for name in names if name not in llm], blends, llm
@@ -291,27 +291,12 @@ def keep(out: Path, folder: Path, boards: Mapping[str, tuple[dict[str, Any], Any
     for place in boards:
         kept.keep([out / place / name for name in TABLES], folder / place)
     for run in runs:
-        if run.name in (*NEURAL, *NEEDS_LLM, *COSTLY, *rows.NAMES, *rows.SAMPLED_NAMES):
+        is_slow = run.name in METHODS and METHODS[run.name].is_slow
+        if is_slow or run.name in (*rows.NAMES, *rows.SAMPLED_NAMES):
             kept.keep_run(run, folder)
         adapter = out / "training" / run.name / "adapter"
         if adapter.is_dir():
             kept.keep([adapter / name for name in kept.OF_ADAPTER], folder / run.name / "adapter")
-
-
-def notes_of(protocol: str, test: Impressions) -> list[str]:
-    """Return what must be said under every table of a protocol."""
-    if protocol == "seed":
-        return [
-            "The tutorial's protocol: the last candidate of an impression is the question. A recommender says Yes "
-            "where it ranks that one alone at the top; leak-rule reads the other candidates' labels, as the "
-            "tutorial's prompt shows them. Accuracy here says nothing about ranking."
-        ]
-    if protocol.startswith("sampled"):
-        return [
-            f"One click and at most {protocols.NEGATIVES} others a case, so not comparable with any other protocol; "
-            f"{protocols.short_share(test):.0%} of the cases have fewer others."
-        ]
-    return []
 
 
 def note_of_choice(some: int, n: int) -> str:
@@ -333,8 +318,8 @@ def write(
     """Write a board with its slices; return the page."""
     train = splits.get("fit" if split == "valid" else "train", no_impressions())
     parts = masks(splits[split].take(cases), train, mind.news)
-    metric = "accuracy" if board["protocol"] == "seed" else "auc"
-    return reporting.write_leaderboard(out, board, slices=measure_slices(board["evaluations"], parts, metric))
+    slices = measure_slices(board["evaluations"], parts, task_of(board["protocol"]).headline)
+    return reporting.write_leaderboard(out, board, slices=slices)
 
 
 def named(bar: tqdm):

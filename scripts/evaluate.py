@@ -33,8 +33,8 @@ from mindlab.errors import UserError
 from mindlab.files import write_json
 from mindlab.metrics import (
     ANSWER_METRICS,
-    PART_METRICS,
-    RANKING_METRICS,
+    METRICS,
+    USUAL,
     Evaluation,
     evaluate,
     evaluate_seeds,
@@ -43,6 +43,8 @@ from mindlab.metrics import (
 from mindlab.predictions import codes, read_predictions, seed_files, write_prediction_zip
 from mindlab.report import LABELS, PARTS
 from mindlab.runs import check_same_data, read_manifest
+from mindlab.tasks import task_of
+from mindlab.tasks.base import CANDIDATE
 
 
 def main() -> int:
@@ -78,12 +80,13 @@ def main() -> int:
                 print("no labels, so no metrics", file=sys.stderr)
                 return finish(written, given.json, [{"metrics": None, "reason": "no labels"}])
         try:
-            found = evaluate_seeds([frame, *more], protocol=about.get("protocol"))
+            task = task_of(about["protocol"]) if about.get("protocol") else None
+            found = evaluate_seeds([frame, *more], task.metrics if task else USUAL)
         except UserError as error:
             raise UserError(f"{path}: {error}") from None
         name = about.get("name") or (source.resolve().name if given.runs else source.stem)
         head = {"name": name, "protocol": about.get("protocol")}
-        beside = measure_blind(about, frame) if about.get("protocol") == "seed" else []
+        beside = measure_blind(about, frame) if task and task.case == CANDIDATE else []
         evaluations.append(replace(found, summary=head | found.summary | {"paired": None, "beside": beside}))
 
     check_same_data({str(run): about_run(run) for run in given.runs})
@@ -131,7 +134,7 @@ def measure_blind(about: dict[str, Any], frame: pa.Table) -> list[dict[str, Any]
     except UserError as error:
         print(error, file=sys.stderr)
         return []
-    return [{"name": name, **evaluate(table, protocol="seed").summary} for name, table in tables.items()]
+    return [{"name": name, **evaluate(table).summary} for name, table in tables.items()]
 
 
 def one_split(frame: pa.Table, split: str | None, path: Path) -> pa.Table:
@@ -160,11 +163,10 @@ def table(summaries: list[dict[str, Any]]) -> str:
     """Return everything that was measured as text, one row a run."""
     parts = []
     names = [str(summary["name"]) for summary in summaries]
-    extra = [key for key in summaries[0] if key.startswith(("recall", "mrr")) and key[-1].isdigit()]
     ranked = [
         name
-        for name in (*RANKING_METRICS, *PART_METRICS, *extra)
-        if any(s.get(name) is not None for s in summaries)
+        for name, metric in METRICS.items()
+        if metric.by_click and any(s.get(name) is not None for s in summaries)
     ]
     if ranked:
         head = ["ranking", "cases", *(LABELS.get(name, name) for name in ranked)]

@@ -39,16 +39,16 @@ from mindlab import cli, distributed
 from mindlab.errors import UserError
 from mindlab.llm.predict import ENGINES, Request, predict, template_of
 from mindlab.llm.vllm import SERVE_PYTHON
-from mindlab.prompts import FORMATS, PROMPTED, Summary
-from mindlab.protocols import PROTOCOLS
+from mindlab.prompts import PROMPTS, Summary
+from mindlab.tasks import TASKS
 
 
 def main() -> None:
     """Parse the arguments and run the request."""
     parser = cli.parser(__doc__)
     parser.add_argument("--data", required=True, help="folder with train/ and dev/ (MIND or a sample)")
-    parser.add_argument("--protocol", required=True, choices=PROTOCOLS)
-    parser.add_argument("--format", required=True, choices=sorted({**FORMATS, **PROMPTED}))
+    parser.add_argument("--protocol", required=True, choices=TASKS)
+    parser.add_argument("--format", required=True, choices=sorted(PROMPTS))
     parser.add_argument(
         "--model", required=True, help="model folder or hub id; with --base-url its name there"
     )

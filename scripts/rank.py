@@ -18,7 +18,8 @@ from pathlib import Path
 from mindlab import cli
 from mindlab.errors import UserError
 from mindlab.llm.predict import Request, rank_titles, template_of
-from mindlab.prompts import NextClick, Pointwise
+from mindlab.prompts import NextClick, Pointwise, prompt_of
+from mindlab.prompts.base import LINE
 
 MOST_BYTES = 10_000_000  # some hundred thousand headlines
 
@@ -54,7 +55,7 @@ def main() -> None:
     history, candidates = read_titles(args.history), read_titles(args.candidates)
     if not candidates:
         raise UserError(f"{args.candidates}: holds no headline")
-    if not history and args.format == NextClick.name:
+    if not history and prompt_of(args.format).asks == LINE:
         raise UserError(
             f"{args.history}: holds no headline; without a history next_click cannot tell any apart"
         )

@@ -52,10 +52,9 @@ def caches_of_tests_stay_apart(
     tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Keep news vectors, what models write and what is fine-tuned in folders of the session, not among the user's."""
-    from mindlab import recommenders
     from mindlab.llm import writing
-    from mindlab.recommenders import embedding
+    from mindlab.recommenders import cross_encoder, embedding
 
     for module, name in ((embedding, "embeddings"), (writing, "written")):
         monkeypatch.setattr(module, "CACHE", tmp_path_factory.getbasetemp() / name)
-    monkeypatch.setattr(recommenders, "CROSS_ENCODERS", tmp_path_factory.getbasetemp() / "cross_encoders")
+    monkeypatch.setattr(cross_encoder, "FOLDER", tmp_path_factory.getbasetemp() / "cross_encoders")

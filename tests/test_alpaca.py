@@ -16,20 +16,15 @@ from mindlab.alpaca import (
     BuildOptions,
     build,
     is_built,
-    likes_dislikes_parts,
     link_to,
     make_budget,
-    neutral_titles,
-    next_click_parts,
-    samples,
     share_of_yes,
-    topics_of,
 )
 from mindlab.errors import UserError
 from mindlab.files import sha256
 from mindlab.mind import Mind, read_mind
 from mindlab.prompts import (
-    FORMATS,
+    PROMPTS,
     LikesDislikes,
     LikesDislikesParts,
     NextClick,
@@ -37,10 +32,15 @@ from mindlab.prompts import (
     NextTopicParts,
     PointwiseParts,
     SummaryParts,
+    likes_dislikes_parts,
+    neutral_titles,
 )
-from mindlab.protocols import seed_splits
-from mindlab.records import SLACK, Budget, Shortening, TutorialWriter, blocks, records
+from mindlab.prompts.next_click import next_click_parts
+from mindlab.prompts.next_topic import topics_of
+from mindlab.prompts.records import SLACK, Budget, Shortening, blocks, records
+from mindlab.prompts.tutorial_writer import TutorialWriter
 from mindlab.special_tokens import neutralise
+from mindlab.tasks import Seed
 from tests.conftest import ROOT
 from tests.factory_rows import factory_rows
 from tests.handmade import make_impressions, make_news
@@ -153,7 +153,7 @@ def test_entries_manifest_and_record_shape(sample, tmp_path, protocol, form):
 def test_the_tutorials_records_follow_the_shuffled_impressions(sample, titles, tmp_path):
     rows = read(tmp_path, build(sample, BuildOptions("seed", "likes_dislikes"), tmp_path))
     assert {name: len(records) for name, records in rows.items()} == {"mind": 2400, "mind_test": 600}
-    test = seed_splits(sample, 42)["test"]
+    test = Seed().splits(sample, 42)["test"]
     for i, record in enumerate(rows["mind_test"]):
         assert record["input"].endswith(f'target news "{titles[test.candidates(i)[-1]]}"?')
         assert record["output"] == ("Yes." if test.candidate_labels(i)[-1] else "No.")
@@ -209,7 +209,7 @@ def test_pointwise_by_hand(tmp_path):
 
 
 def test_next_click_by_hand(tmp_path, monkeypatch):
-    monkeypatch.setattr("mindlab.alpaca.NO_HISTORY_SHARE", 0.0)
+    monkeypatch.setattr("mindlab.prompts.next_click.NO_HISTORY_SHARE", 0.0)
     mind = a_week(
         [
             ("U1", 1, 9, [0, 1], [4, 5, 6], [0, 0, 1]),  # later than the next line
@@ -230,7 +230,7 @@ def test_next_click_by_hand(tmp_path, monkeypatch):
 
 
 def test_next_click_by_interest_by_hand(monkeypatch):
-    monkeypatch.setattr("mindlab.alpaca.NO_HISTORY_SHARE", 0.0)
+    monkeypatch.setattr("mindlab.prompts.next_click.NO_HISTORY_SHARE", 0.0)
     mind = a_week(
         [
             ("U1", 0, 5, [0, 10, 1, 0, 11, 2], [3, 12], [1, 0]),  # "a": 0 1 2 3, and "b": 10 11
@@ -271,7 +271,7 @@ def test_the_fast_way_writes_the_same_bytes(sample, language, monkeypatch):
     news.title[at] = [odd[i % len(odd)] for i in range(len(at))]
     form, titles = LikesDislikes(language), neutral_titles(news)
     train = sample.splits["train"].take(np.random.default_rng(1).permutation(1500))
-    monkeypatch.setattr("mindlab.records.IMPRESSIONS", 400)
+    monkeypatch.setattr("mindlab.prompts.records.IMPRESSIONS", 400)
     write = pickle.loads(pickle.dumps(TutorialWriter(form, titles)))  # as another process gets it
     found = [write(block) for block in blocks(train, form.history_length)]
     simple = [form.record(parts) for parts in likes_dislikes_parts(train, titles)]
@@ -282,8 +282,8 @@ def test_the_fast_way_writes_the_same_bytes(sample, language, monkeypatch):
 
 
 def test_next_topic_by_hand(tmp_path, monkeypatch):
-    monkeypatch.setattr("mindlab.alpaca.NO_HISTORY_SHARE", 0.0)
-    monkeypatch.setattr("mindlab.alpaca.TOPICS_ASKED", 2)
+    monkeypatch.setattr("mindlab.prompts.next_topic.NO_HISTORY_SHARE", 0.0)
+    monkeypatch.setattr("mindlab.prompts.next_topic.TOPICS_ASKED", 2)
     mind = a_week(
         [
             ("U1", 1, 9, [0, 10], [1, 11, 2], [0, 0, 1]),  # later than the next line: 0 10 3 2
@@ -312,7 +312,8 @@ def test_a_topic_is_plain_text_too():
 
 
 def test_a_data_set_without_a_record_is_not_written(tmp_path, monkeypatch):
-    monkeypatch.setattr("mindlab.alpaca.NO_HISTORY_SHARE", 0.0)
+    monkeypatch.setattr("mindlab.prompts.next_click.NO_HISTORY_SHARE", 0.0)
+    monkeypatch.setattr("mindlab.prompts.next_topic.NO_HISTORY_SHARE", 0.0)
     mind = a_week([("U1", 0, 5, [0, 10], [3, 12], [1, 0]), ("U2", 5, 5, [1], [4, 5], [1, 0])])
     with pytest.raises(UserError, match=r"no reader has 3 clicks in one subcategory \(--interests 0 asks"):
         build(mind, BuildOptions("dev", "next_click"), tmp_path)
@@ -448,14 +449,14 @@ def test_the_control_of_next_topic_shows_other_readers_titles_for_the_same_topic
 
 def test_a_format_brings_its_own_history_length():
     found = [BuildOptions(protocol, form).history_length for protocol, form in PAIRS]
-    assert found == [FORMATS[form].history_length for _, form in PAIRS]
+    assert found == [PROMPTS[form].history_length for _, form in PAIRS]
     assert BuildOptions("dev", "next_click", history_length=2).history_length == 2
 
 
 def some_parts(sample, titles, protocol, form, n):
     options = BuildOptions(protocol, form, history_length=30, interests=0)
     train = sample.splits["train"].take(np.random.default_rng(1).permutation(3000)[:n])
-    return list(samples(train, sample.news, titles, options, np.random.default_rng(2)))[:n]
+    return list(PROMPTS[form]().samples(train, sample.news, titles, options, np.random.default_rng(2)))[:n]
 
 
 def n_dropped(form, part, record):
@@ -469,7 +470,7 @@ def test_a_shortened_sample_is_never_cut_and_loses_no_title_too_many(
 ):
     _, chat, cutoff_len = counting
     parts = some_parts(sample, titles, protocol, form, 120)
-    made, done = FORMATS[form](), Shortening()
+    made, done = PROMPTS[form](), Shortening()
     budget = Budget(chat.count, chat.estimate, cutoff_len)
     rows = list(records(made, parts, budget, done))
     whole = factory_rows(chat, rows)
@@ -501,11 +502,11 @@ def test_a_shortened_sample_is_never_cut_and_loses_no_title_too_many(
     assert cutoff_len - SLACK < max(len(ids) for ids, _ in whole)
 
 
-@pytest.mark.parametrize("form", FORMATS)
+@pytest.mark.parametrize("form", [name for name, prompt in PROMPTS.items() if prompt.trains])
 def test_very_short_and_very_long_titles_are_dropped_one_by_one_too(glm4_chat, form):
     rng = random.Random(0)
     words = ["Hi", "A", "No", "B c", "1", "Why", "The news of the day " * 6, "北京" * 20]
-    form = FORMATS[form]()
+    form = PROMPTS[form]()
     for cutoff_len in range(200, 300, 2):
         titles = rng.choices(words, k=60)
         part = {
@@ -547,7 +548,7 @@ def test_the_only_like_stays_and_none_is_invented(glm4_chat):
 @pytest.mark.parametrize(("protocol", "form"), PAIRS)
 def test_the_estimate_is_within_its_slack(sample, titles, counting, protocol, form):
     _, chat, _ = counting
-    rows = [FORMATS[form]().record(part) for part in some_parts(sample, titles, protocol, form, 60)]
+    rows = [PROMPTS[form]().record(part) for part in some_parts(sample, titles, protocol, form, 60)]
     exact = [len(ids) for ids, _ in factory_rows(chat, rows)]
     assert [chat.count(row) for row in rows] == exact
     assert max(abs(a - b) for a, b in zip(chat.estimate(rows), exact, strict=True)) <= SLACK

@@ -10,14 +10,15 @@ import numpy as np
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
-from mindlab import cli, recommenders, synthetic
+from mindlab import cli, synthetic
 from mindlab.embeddings import MiniLMEncoder, minilm_folder
 from mindlab.errors import UserError
 from mindlab.metrics import evaluate, paired_differences
 from mindlab.predictions import from_scores
-from mindlab.recommenders import COSTLY, CROSS, LEARNED, PAIRS, UNTRAINED
-from mindlab.recommenders.base import keep_candidates, score_without_labels
-from mindlab.recommenders.cross_encoder import NOTHING, SECONDS, CrossEncoder, Pairs, Settings
+from mindlab.recommenders import METHODS
+from mindlab.recommenders.base import UNTRAINED, keep_candidates, score_without_labels
+from mindlab.recommenders.cross_encoder import CROSS
+from mindlab.recommenders.cross_encoder.model import NOTHING, SECONDS, CrossEncoder, Pairs, Settings
 from mindlab.retrieval import rerank
 
 TOPICS = ["sport", "food", "money", "storm"]
@@ -169,7 +170,7 @@ class TestTraining:
             model = fitted(CrossEncoder(tiny_bert, settings=replace(settings, most_pairs=most)), train, news)
             scores = score_without_labels(model, test, news)
             frame = from_scores("test", test, news, scores)
-            found.append(evaluate(frame, protocol="dev"))
+            found.append(evaluate(frame))
         gain = paired_differences(*found)["auc"]
         assert gain["low"] > 0.2, (gain, found[0].summary["auc"])
 
@@ -336,13 +337,14 @@ def test_two_stages_equal_the_slow_way():
 
 def test_a_row_stands_beside_its_untrained_self(tiny_bert, tmp_path, monkeypatch, capsys):
     """compare.py with an encoder of one's own; both rows are drawn by the same seeds."""
-    from mindlab.recommenders import cross_encoder as family
+    from mindlab.recommenders.cross_encoder import model as family
     from scripts import compare
 
-    assert {CROSS, CROSS + UNTRAINED} <= {*COSTLY} & {*LEARNED}
-    assert {(CROSS, CROSS + UNTRAINED), (CROSS, "minilm")} <= {*PAIRS}
+    both = METHODS[CROSS], METHODS[CROSS + UNTRAINED]
+    assert all(method.is_costly and method.is_learned for method in both)
+    assert both[0].against == (CROSS + UNTRAINED, "minilm")
     monkeypatch.setattr(family, "LARGE", SMALL)
-    monkeypatch.setattr(recommenders, "CROSS_ENCODERS", tmp_path / "kept")
+    monkeypatch.setattr("mindlab.recommenders.cross_encoder.FOLDER", tmp_path / "kept")
     synthetic.make_sample(tmp_path / "mind", 300, 60, None, 3)
     own = [f"{tiny_bert.name}-{CROSS}{end}" for end in ("", UNTRAINED)]
     words = (

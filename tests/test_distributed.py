@@ -15,15 +15,15 @@ from mindlab.errors import UserError
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-dist.txt")
 
 from mindlab import distributed  # noqa: E402
-from mindlab.alpaca import BuildOptions, build, likes_dislikes_parts, make_budget, neutral_titles  # noqa: E402
+from mindlab.alpaca import BuildOptions, build, make_budget  # noqa: E402
 from mindlab.distributed import ray_map  # noqa: E402
 from mindlab.llm import predict  # noqa: E402
 from mindlab.llm.predict import Request  # noqa: E402
 from mindlab.mind import read_mind  # noqa: E402
 from mindlab.notebook import StopAfter  # noqa: E402
 from mindlab.predictions import read_predictions  # noqa: E402
-from mindlab.prompts import LikesDislikes  # noqa: E402
-from mindlab.records import RecordWriter  # noqa: E402
+from mindlab.prompts import LikesDislikes, likes_dislikes_parts, neutral_titles  # noqa: E402
+from mindlab.prompts.records import RecordWriter  # noqa: E402
 from mindlab.synthetic import make_sample  # noqa: E402
 from tests.jobs import Counter, FirstWaits, KillOnce, die, echo, reciprocal, refuse  # noqa: E402
 

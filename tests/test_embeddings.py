@@ -24,7 +24,7 @@ from mindlab.recommenders.embedding import (
     reader_vectors,
     unit,
 )
-from mindlab.recommenders.neural import Neural, Settings
+from mindlab.recommenders.neural.model import Neural, Settings
 
 TITLES = [
     "Tigers win",

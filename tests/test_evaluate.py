@@ -14,12 +14,12 @@ import pytest
 from handmade import make_impressions, make_news, random_impressions
 
 from mindlab.files import write_json
+from mindlab.leak_rule import leak_rule
 from mindlab.mind import read_mind
 from mindlab.predictions import from_scores, write_predictions
-from mindlab.protocols import seed_splits
-from mindlab.recommenders.leak_rule import leak_rule
 from mindlab.runs import data_hashes
 from mindlab.synthetic import make_sample
+from mindlab.tasks import Seed
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"
 NEWS = make_news([f"title {i}" for i in range(40)])
@@ -129,7 +129,7 @@ def test_beside_a_tutorial_run_stand_always_no_and_the_leak_rule(evaluate, tmp_p
     data = tmp_path / "data"
     make_sample(data, 300, 20, seed=2)
     mind = read_mind(data, ("train",))
-    test = seed_splits(mind, 7)["test"]
+    test = Seed().splits(mind, 7)["test"]
     rows = np.arange(1, 60, 2)
     cases = test.take(rows)
     last = cases.offsets[1:] - 1

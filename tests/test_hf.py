@@ -21,7 +21,7 @@ from mindlab.prompts import (
     Pointwise,
     PointwiseParts,
 )
-from mindlab.records import Budget
+from mindlab.prompts.records import Budget
 from tests.factory_rows import factory_rows
 
 TITLES = [

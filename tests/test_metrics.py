@@ -14,6 +14,8 @@ from hypothesis import strategies as st
 from mindlab.errors import UserError
 from mindlab.metrics import (
     RANKING_METRICS,
+    SAMPLED_METRICS,
+    USUAL,
     answer_metrics,
     evaluate,
     paired_differences,
@@ -163,7 +165,7 @@ def shares_of(impressions, scores, **options):
 
 def test_the_parts_of_an_impressions_candidates_sum_to_its_value(impressions):
     scores = np.random.default_rng(2).integers(0, 5, len(impressions.news)).astype(float)  # with ties
-    values, shares = shares_of(impressions, scores, is_sampled=True)
+    values, shares = shares_of(impressions, scores, metrics=(*USUAL, *SAMPLED_METRICS))
     expected = ranking_metrics(scores, impressions.labels, impressions.offsets)
     expected |= sampled_metrics(scores, impressions.labels, impressions.offsets)
     assert set(expected) < set(shares)
@@ -253,7 +255,7 @@ def test_evaluate_is_the_plain_mean_over_impressions(impressions, news):
     assert found.summary["n_users"] == len(set(impressions.users))
     assert found.summary["accuracy"] is None
     assert "recall5" not in found.summary
-    assert evaluate(frame, protocol="sampled").summary["recall5"] > 0
+    assert evaluate(frame, ("auc", "recall5")).summary["recall5"] > 0
 
 
 def test_pairs_need_the_same_candidates_and_labels(impressions, news):

@@ -7,7 +7,6 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mindlab.alpaca import FORMATS_OF
 from mindlab.errors import UserError
 from mindlab.llm import lists, predict
 from mindlab.llm.engine import Engine
@@ -15,8 +14,8 @@ from mindlab.llm.predict import Request, Scored, Work, template_of
 from mindlab.llm.writing import HFWriter
 from mindlab.mind import read_mind
 from mindlab.predictions import read_predictions
-from mindlab.protocols import dev_splits, limit, seed_splits
 from mindlab.synthetic import make_sample
+from mindlab.tasks import Dev, Seed, limit
 from tests.handmade import make_impressions, make_news
 
 
@@ -217,7 +216,7 @@ def test_predictions_carry_labels_that_the_scorer_never_sees(
     rows = rows_of(predict.predict(request_of(form, split=split), tmp_path))
     assert len(fake_scorer) == 8
     assert all(impression.labels is None for impression in fake_scorer)
-    whole = dev_splits(read_mind(data))[split]
+    whole = Dev().splits(read_mind(data))[split]
     news = read_mind(data).news
     cases = limit(len(whole), 8, 42)
     expected = [
@@ -236,7 +235,7 @@ def test_predictions_carry_labels_that_the_scorer_never_sees(
 def test_seed_scores_the_last_slot_and_keeps_the_answer(request_of, data, tmp_path):
     request = request_of("likes_dislikes", cutoff_len=900)
     rows = rows_of(predict.predict(request, tmp_path))
-    test = seed_splits(read_mind(data), 42)["test"]
+    test = Seed().splits(read_mind(data), 42)["test"]
     cases = limit(len(test), 8, 42)
     assert [row["case_id"] for row in rows] == cases.tolist()
     for row, i in zip(rows, cases, strict=True):
@@ -295,7 +294,6 @@ def test_a_request_that_cannot_be_met_leaves_nothing_behind(request_of, tmp_path
         with pytest.raises(UserError, match=message):
             predict.predict(request_of(**change), tmp_path / "run")
         assert not (tmp_path / "run").exists()
-    assert set(FORMATS_OF) == {"seed", "dev", "sampled"}
 
 
 @pytest.mark.parametrize(
@@ -454,7 +452,7 @@ def test_own_headlines_get_the_scores_of_the_same_impression(request_of, data, t
     rows = rows_of(predict.predict(request, tmp_path / "run"))
     mind = read_mind(data)
     title_of = dict(zip(mind.news.ids, mind.news.title, strict=True))
-    test = dev_splits(mind)["test"]
+    test = Dev().splits(mind)["test"]
     for case in limit(len(test), 3, request.seed):
         history = mind.news.title[test.reader_history(case)].tolist()
         expected = {title_of[row["news_id"]]: row["score"] for row in rows if row["case_id"] == case}

@@ -10,7 +10,7 @@ from mindlab.llm import predict
 from mindlab.llm.engine import Engine
 from mindlab.mind import Impressions, Mind
 from mindlab.prompts import (
-    FORMATS,
+    PROMPTS,
     InContext,
     JsonList,
     LikesDislikes,
@@ -378,9 +378,9 @@ def test_a_prompt_that_says_a_siblings_label_is_noticed(test_prompts_of, monkeyp
         def record(self, parts, dropped=0):
             return super().record(parts, dropped) | {"system": yes_no(TITLES[3] in parts.likes)}
 
-    monkeypatch.setitem(FORMATS, "likes_dislikes", Silent)
+    monkeypatch.setitem(PROMPTS, "likes_dislikes", Silent)
     assert prompts_without_labels(test_prompts_of, "seed", "likes_dislikes")
-    monkeypatch.setitem(FORMATS, "likes_dislikes", Telling)
+    monkeypatch.setitem(PROMPTS, "likes_dislikes", Telling)
     with pytest.raises(AssertionError, match="a prompt depends on a label"):
         prompts_without_labels(test_prompts_of, "seed", "likes_dislikes")
 
@@ -391,7 +391,7 @@ def test_the_tutorials_prompt_depends_on_its_siblings_labels_but_not_on_its_own(
     assert test_prompts_of("seed", "likes_dislikes", [1, 0, 0, 1]) == prompts[0]
 
 
-@pytest.mark.parametrize("form", [form for form in ASKING if form not in FORMATS])
+@pytest.mark.parametrize("form", [form for form in ASKING if not PROMPTS[form].trains])
 def test_what_only_asks_neutralises_a_title(test_prompts_of, glm4_chat, form):
     prompts = test_prompts_of("dev", form, [1, 0, 0, 0])
     specials = set(glm4_chat.tokenizer.all_special_ids)
@@ -403,7 +403,7 @@ def test_what_only_asks_neutralises_a_title(test_prompts_of, glm4_chat, form):
 
 @pytest.mark.parametrize(
     ("protocol", "form"),
-    [("seed", "likes_dislikes"), *(("dev", form) for form in ASKING if form in FORMATS)],
+    [("seed", "likes_dislikes"), *(("dev", form) for form in ASKING if PROMPTS[form].trains)],
 )
 def test_scorer_and_builder_neutralise_a_title_alike(test_prompts_of, glm4_chat, tmp_path, protocol, form):
     clean = "Ten < |user|> tricks [ gMASK] for < |im_end|> you"

@@ -10,17 +10,20 @@ from handmade import make_impressions, make_news, random_impressions
 
 from mindlab.blend import BLENDS, z_scores
 from mindlab.errors import UserError
+from mindlab.leak_rule import always_no, leak_rule
 from mindlab.metrics import ranking_metrics
-from mindlab.recommenders import EMBEDDED, NEEDS_NO_CLICKS, NEURAL, SIMPLE, UNTRAINED, make_recommender
-from mindlab.recommenders.base import Recommender, history_share, score_without_labels
+from mindlab.recommenders import METHODS, make_recommender
+from mindlab.recommenders.base import UNTRAINED, Recommender, history_share, score_without_labels
 from mindlab.recommenders.category import CategoriesShare, CategoryShare, SubcategoryShare
 from mindlab.recommenders.chance import Random
+from mindlab.recommenders.embedding import EMBEDDED
 from mindlab.recommenders.freshness import Freshness
-from mindlab.recommenders.leak_rule import always_no, leak_rule
+from mindlab.recommenders.neural import KINDS as NEURAL
 from mindlab.recommenders.oracle import FILE_NAME, Oracle
 from mindlab.recommenders.past import PastLog
 from mindlab.recommenders.popularity import StaticPopularity, StreamingPopularity
 from mindlab.recommenders.tfidf import TfIdf
+from mindlab.tasks import Dev
 
 NEWS = make_news(
     [
@@ -40,6 +43,12 @@ THREE = make_impressions(
     ]
 )
 EMPTY_PAST = PastLog([])
+SIMPLE = [
+    name
+    for name, method in METHODS.items()
+    if method.applies(Dev()) and not method.is_costly and method.track != "ceiling"
+]
+NEEDS_NO_CLICKS = [name for name in SIMPLE if METHODS[name].applies(Dev(), has_training=False)]
 
 
 def fitted(recommender, train=THREE, news=NEWS, seed=0):
@@ -299,7 +308,7 @@ class TestPositions:
                 self.check(score)
 
 
-@pytest.mark.parametrize("name", [name for name in NEEDS_NO_CLICKS if name != EMBEDDED])
+@pytest.mark.parametrize("name", [name for name in NEEDS_NO_CLICKS if not METHODS[name].needs_llm])
 def test_what_needs_no_clicks_is_fitted_without_any(name):
     """On data without a training split; what is chosen is chosen on the validation split."""
     none, valid = THREE.take(np.array([], int)), THREE.take(np.array([0, 1]))
@@ -451,7 +460,7 @@ def tasteful(n, seed):
 
 @pytest.mark.parametrize("name", NEURAL[:3])  # that over vectors: test_embeddings.py
 def test_a_neural_recommender_learns_taste(name):
-    from mindlab.recommenders.neural import Neural, Settings
+    from mindlab.recommenders.neural.model import Neural, Settings
 
     news, train = tasteful(400, 0)
     _, test = tasteful(120, 1)

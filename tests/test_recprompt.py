@@ -18,8 +18,9 @@ from mindlab.doctor import examine
 from mindlab.errors import UserError
 from mindlab.mind import read_mind
 from mindlab.predictions import read_predictions
-from mindlab.protocols import dev_splits, folders_of
-from mindlab.recommenders import CategoryShare
+from mindlab.recommenders.base import Method
+from mindlab.recommenders.category import CategoryShare
+from mindlab.tasks import Dev, task_of
 from tests.handmade import write_recprompt_csvs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -63,7 +64,7 @@ def write_rows(path: Path, rows: list[dict[str, str]]) -> None:
 
 
 def test_every_row_is_the_csvs(pair, made):
-    splits = dev_splits(read_mind(made, ("valid", "dev")))
+    splits = Dev().splits(read_mind(made, ("valid", "dev")))
     news = read_mind(made, ("valid", "dev")).news
     assert {name: len(part) for name, part in splits.items()} == {"valid": 20, "test": 40}
     for name, split in zip(NAMES, ("test", "valid"), strict=True):
@@ -420,7 +421,7 @@ def test_no_history_of_a_test_user_is_learned_from(made, tmp_path, monkeypatch):
             seen.update(train=train, valid=valid)
             return super().fit(train, news, valid, rng)
 
-    monkeypatch.setattr(compare, "make_recommender", lambda name: Spy())
+    monkeypatch.setitem(compare.METHODS, "category", Method.of(Spy))
     compare.compare(compare.Request(str(made)), ["category"], tmp_path / "test")
     assert len(seen["train"]) == len(seen["train"].news) == len(seen["train"].history_news) == 0
     assert (seen["train"].ids >= 0).all()
@@ -436,7 +437,7 @@ def test_a_language_model_reads_the_folder(made):
     asked = predict.Request(str(made), "dev", "pointwise", "no/model", "smollm2")
     work = predict.Work(asked)
     assert len(work.whole) == 40
-    assert folders_of("dev", "test", made) == ("valid", "dev")
+    assert task_of("dev").files("test", made) == ("valid", "dev")
 
 
 def run(*arguments: object) -> subprocess.CompletedProcess:
@@ -493,7 +494,7 @@ def test_the_published_rows_where_they_are_on_the_disk():
         pytest.skip(
             "no data/raw/recprompt: python scripts/download_mind.py --size recprompt --accept-licence"
         )
-    splits = dev_splits(read_mind(folder, folders_of("dev", "test", folder)))
+    splits = Dev().splits(read_mind(folder, task_of("dev").files("test", folder)))
     assert {name: len(part) for name, part in splits.items()} == {"valid": 100, "test": 400}
     for part, each in ((splits["test"], 40), (splits["valid"], 10)):
         places = np.flatnonzero(part.labels) % 10

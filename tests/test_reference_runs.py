@@ -7,14 +7,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindlab import alpaca, compare, factory, protocols, report
+from mindlab import compare, factory, report
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import Request, predict
 from mindlab.llm.score import NextClickScorer
 from mindlab.metrics import evaluate, paired_differences
 from mindlab.mind import Mind, read_mind
 from mindlab.predictions import read_predictions
-from mindlab.prompts import NextClick
+from mindlab.prompts import NextClick, neutral_titles
+from mindlab.tasks import Seed, limit
 from scripts.dev import boards
 
 ROOT = Path(__file__).parents[1]
@@ -39,7 +40,7 @@ def board(name: str) -> dict[str, dict]:
 def measured(folder: Path):
     """Measure recorded predictions as scripts/evaluate.py does."""
     frame = read_predictions(folder / "predictions.parquet")
-    return evaluate(frame, protocol="dev")
+    return evaluate(frame)
 
 
 @cache
@@ -54,7 +55,7 @@ def recorded(name: str) -> dict[str, report.Measured]:
         if run is not None:
             n = len(np.unique(read_predictions(run / "predictions.parquet")["case_id"].to_numpy()))
             found[row["name"]] = report.measure(
-                run, protocols.limit(n, row["n_impressions"], 42) if n > row["n_impressions"] else None
+                run, limit(n, row["n_impressions"], 42) if n > row["n_impressions"] else None
             )
     return found
 
@@ -135,7 +136,7 @@ def test_the_model_that_learnt_the_leak():
     """Of short prompts: it is never wrong with a Yes, and far above always No."""
     train = read_mind(ROOT / "data/sample", ("train",)).splits["train"]
     short = train.take(np.flatnonzero(np.diff(train.offsets) <= 8))
-    test = protocols.seed_splits(Mind(read_mind(ROOT / "data/sample").news, {"train": short}, {}), 42)["test"]
+    test = Seed().splits(Mind(read_mind(ROOT / "data/sample").news, {"train": short}, {}), 42)["test"]
     frame = read_predictions(FOLDER / "cue/lora/predictions.parquet")
     assert frame["impression_id"].to_pylist() == test.ids.tolist()
     assert frame["label"].to_numpy().tolist() == test.labels[test.offsets[1:] - 1].tolist()
@@ -168,7 +169,7 @@ def test_the_adapter_gives_the_recorded_scores(smollm2, smollm2_chat):
     engine = HFEngine(smollm2, folders["lora"] / "adapter")
     request = json.loads((folders["lora"] / "manifest.json").read_text("utf-8"))["request"]
     ranker = NextClickScorer(
-        engine, smollm2_chat, alpaca.neutral_titles(mind.news),
+        engine, smollm2_chat, neutral_titles(mind.news),
         NextClick(), request["history_length"], request["cutoff_len"],
     )  # fmt: skip
     found = [ranker.score(dev.reader_history(row).tolist(), dev.candidates(row).tolist()) for row in rows]

@@ -102,7 +102,7 @@ def test_a_row_holds_what_metrics_and_manifest_say(tmp_path):
     run = make_run(tmp_path / "tfidf", 0.7, params=7)
     row = report.leaderboard_row(run)
     frame = read_predictions(run / "predictions.parquet")
-    found = evaluate(frame, protocol="dev").summary
+    found = evaluate(frame).summary
     for metric in ("auc", "mrr", "ndcg5", "ndcg10"):
         for end in ("", "_low", "_high"):
             assert row[metric + end] == found[metric + end] is not None
@@ -241,7 +241,7 @@ def test_rows_are_sorted_within_their_track_and_the_oracle_is_last(board):
 
 def test_paired_differences_are_those_of_metrics_and_stay_on_their_track(board, runs):
     tables = {run.name: read_predictions(run / "predictions.parquet") for run in runs}
-    found = {name: evaluate(t, protocol="dev") for name, t in tables.items()}
+    found = {name: evaluate(t) for name, t in tables.items()}
     expected = paired_differences(found[TUNED], found[BASE])
     rows = {row["name"]: row for row in board["rows"]}
     entry = next(p for p in rows[TUNED]["paired"] if p["against"] == BASE)

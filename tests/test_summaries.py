@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 
 from mindlab import report
-from mindlab.alpaca import BuildOptions, build, is_built, neutral_titles, share_of_yes, texts_written
+from mindlab.alpaca import BuildOptions, build, is_built
 from mindlab.errors import UserError
 from mindlab.llm import predict
 from mindlab.llm import rows as llm_rows
 from mindlab.llm.predict import Request, Work
 from mindlab.llm.writing import HFWriter
 from mindlab.mind import read_mind
-from mindlab.protocols import INTERACTIONS, sampled_splits
+from mindlab.prompts import neutral_titles, share_of_yes, texts_written
 from mindlab.report import written_text
 from mindlab.special_tokens import PATTERN
 from mindlab.summaries import BLOCK, Summariser, read_summary
 from mindlab.synthetic import make_sample
+from mindlab.tasks import Sampled
+from mindlab.tasks.sampled import INTERACTIONS
 from tests.conftest import ROOT
 from tests.handmade import make_impressions, make_news, make_run, random_impressions
 from tests.test_predict import KilledError, killed_after
@@ -202,7 +204,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(tmp_path, way, monkeypatch
 def test_no_summary_knows_the_target(tmp_path, way):
     """Of protocol `sampled`: what a reader clicked last is in none of the prompts about them."""
     mind = read_mind(SAMPLE)
-    test = sampled_splits(mind, 42)["test"]
+    test = Sampled().splits(mind, 42)["test"]
     titles = np.array([f"t{k}" for k in range(len(mind.news))], dtype=object)
     shown = 0
     for i in range(30):
@@ -247,7 +249,7 @@ def test_records_hold_the_summary_the_latest_titles_and_one_candidate(data, tmp_
     records = json.loads((tmp_path / made["file"]).read_text("utf-8"))
     assert (made["records"], made["records_yes"], len(records)) == (18, 9, 18)
     assert share_of_yes(tmp_path, "mind_sampled_summary_train") == 0.5
-    train, titles = sampled_splits(mind, 42)["train"], neutral_titles(mind.news)
+    train, titles = Sampled().splits(mind, 42)["train"], neutral_titles(mind.news)
     by_title = {}
     for i in range(len(train)):
         for place, n in enumerate(train.candidates(i)):

@@ -9,13 +9,13 @@ import pytest
 from scipy.stats import spearmanr
 
 from mindlab.errors import UserError
+from mindlab.leak_rule import leak_rule
 from mindlab.llm.predict import Request, predict
 from mindlab.metrics import answer_metrics, evaluate, ranking_metrics
 from mindlab.mind import read_mind
 from mindlab.predictions import read_predictions
 from mindlab.recommenders import SIMPLE, make_recommender
 from mindlab.recommenders.base import score_without_labels
-from mindlab.recommenders.leak_rule import leak_rule
 from mindlab.recommenders.oracle import FILE_NAME, Oracle
 from mindlab.recommenders.past import PastLog
 from mindlab.synthetic import MINDSMALL, default_news, make_sample

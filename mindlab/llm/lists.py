@@ -18,7 +18,7 @@ from mindlab.llm.server import ServerWriter
 from mindlab.llm.writing import TEXT_AROUND, Answer, HFWriter, Writer, count_faults, read_json, write_texts
 from mindlab.mind import Impressions
 from mindlab.prompts import JsonList, ListParts
-from mindlab.records import Budget, Shortening, fit_budget
+from mindlab.prompts.records import Budget, Shortening, fit_budget
 
 TOKENS_EACH = 64  # room for one candidate's object
 THOUGHTS = 512  # tokens of room to think

@@ -22,42 +22,32 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mindlab import alpaca, factory, predictions, protocols
+from mindlab import alpaca, factory, predictions
 from mindlab.calibration import log_odds_shift
 from mindlab.errors import UserError
 from mindlab.files import atomic_path, lock, read_json, sha256, write_json
 from mindlab.llm.engine import Engine
 from mindlab.mind import Impressions, Mind, News, read_mind
 from mindlab.prompts import (
-    FORMATS,
-    PROMPTED,
-    InContext,
+    PROMPTS,
     JsonList,
-    LikesDislikes,
-    Listwise,
-    NextClick,
-    NextTopic,
-    Pointwise,
-    PointwiseParts,
-    Recency,
+    Prompt,
     Record,
-    Summary,
-    SummaryParts,
-    history_length_of,
+    check_options,
+    likes_dislikes_parts,
+    prompt_of,
     yes_no,
 )
-from mindlab.records import batched
-from mindlab.runs import (
-    REQUEST,
-    data_hashes,
-    is_started,
-    provenance,
-    reset_peak_memory,
-)
+from mindlab.prompts.base import ANSWER, LETTER, LINE, TOPIC, WRITTEN, YES_NO, latest
+from mindlab.prompts.next_topic import topics_of
+from mindlab.prompts.records import Budget, Shortening, batched, fit_budget
+from mindlab.prompts.summary import check_way
+from mindlab.runs import REQUEST, data_hashes, is_started, provenance, reset_peak_memory
+from mindlab.tasks import limit, task_of
+from mindlab.tasks.base import VALIDATION
 
 ENGINES = ("hf", "vllm")
 CASES_PER_PART = {"hf": 20, "vllm": 100}  # by engine: one that answers in bulk gets enough for it
-ORDERS = 3  # of the candidates in format listwise
 TEMPLATE_OF = {"glm": "glm4", "glm4": "glm4", "llama": "smollm2"}  # by config.json's model_type
 
 
@@ -82,7 +72,7 @@ class Request:
     token_budget: int | None = None  # None: what suits the machine
     dtype: str | None = None  # of the weights: float32, bfloat16, int8; None: float32, on a GPU bfloat16
     summary: str = "recent"  # format summary: how the base model wrote them (`mindlab.prompts.Summary.ways`)
-    orders: int | None = None  # format listwise: of the candidates, whose scores are averaged; None: ORDERS
+    orders: int | None = None  # format listwise: of the candidates, whose scores are averaged; None: its own
     thinking: bool = False  # format json_list: the model reasons before it answers
     constrained: bool = False  # format json_list: held to a JSON schema of the candidates
     base_url: str | None = (
@@ -91,9 +81,16 @@ class Request:
 
     def __post_init__(self) -> None:
         """Write the format's own history length and orders down, so that the request tells them."""
-        object.__setattr__(self, "history_length", history_length_of(self.format, self.history_length))
-        if self.format == Listwise.name and self.orders is None:
-            object.__setattr__(self, "orders", ORDERS)
+        prompt = PROMPTS.get(self.format)
+        if prompt and self.history_length is None:
+            object.__setattr__(self, "history_length", prompt.history_length)
+        if prompt and self.orders is None and "orders" in prompt.options:
+            object.__setattr__(self, "orders", prompt.usual_orders)
+
+    @property
+    def prompt(self) -> Prompt:
+        """The prompt in the request's language."""
+        return prompt_of(self.format)(self.language)
 
 
 @dataclass(frozen=True)
@@ -154,14 +151,14 @@ class Work:
     def mind(self) -> Mind:
         """The data that the protocol's split is made from."""
         request = self.request
-        folders = protocols.folders_of(request.protocol, request.split, request.data)
+        folders = task_of(request.protocol).files(request.split, request.data)
         return read_mind(request.data, folders)
 
     @cached_property
     def whole(self) -> Impressions:
         """All impressions of the split; UserError if the protocol has no such split."""
         request = self.request
-        splits = protocols.splits_of(request.protocol, self.mind, request.seed)
+        splits = task_of(request.protocol).splits(self.mind, request.seed)
         if request.split not in splits:
             raise UserError(
                 f"protocol {request.protocol} has no split {request.split!r}, only {', '.join(splits)}"
@@ -171,7 +168,7 @@ class Work:
     @cached_property
     def rows(self) -> np.ndarray:
         """The rows of `whole` that are scored, int; a reader's follow each other: the history is read once."""
-        rows = protocols.limit(len(self.whole), self.request.limit, self.request.seed)
+        rows = limit(len(self.whole), self.request.limit, self.request.seed)
         return rows[np.argsort(self.whole.history[rows], kind="stable")]
 
     @cached_property
@@ -184,11 +181,11 @@ class Work:
         from mindlab.summaries import summariser_of
 
         request = self.request
-        is_list = request.format == JsonList.name
+        is_list = request.prompt.asks == WRITTEN
         write = summariser_of(request.summary, request.model, request.template, request.language)
         if write is None and not is_list:  # most formats: nothing is read for it
             return {}, None
-        titles = alpaca.neutral_titles(self.mind.news)
+        titles = request.prompt.shown(self.mind.news)
         asked = self.whole.take(self.rows).without_labels()
         if is_list:
             lists = _lists(request, asked, titles)
@@ -201,7 +198,7 @@ class Work:
         """The function that scores impressions, and its engine."""
         reset_peak_memory()
         written, _ = self.written
-        if self.request.format != JsonList.name:  # whose scoring is the writing
+        if self.request.prompt.asks != WRITTEN:  # whose scoring is the writing
             reset_peak_memory()
         candidates = np.unique(self.whole.take(self.rows).news)
         return make_scorer(self.request, self.mind, candidates, written=written, **self.how)
@@ -216,8 +213,7 @@ class Work:
         score, engine = self.scorer
         engine.forget()  # what other parts left behind would change the last digits
         begin, tokens, tables = time.perf_counter(), engine.tokens_read, []
-        # Only the tutorial's prompt shows labels, those of the target's siblings.
-        is_shown = self.request.format == LikesDislikes.name
+        is_shown = self.request.prompt.shows_labels
         for group in batched(rows, engine.bulk):
             impressions = self.whole.take(np.array(group))
             found = score(impressions if is_shown else impressions.without_labels())
@@ -305,7 +301,7 @@ def _predict(
     tables = [_read_part(parts / f"{b:05d}.parquet") for b in range(len(blocks))]
     costs = [json.loads(table.schema.metadata[b"cost"]) for table in tables]
     seconds, tokens = (sum(cost[key] for cost in costs) for key in ("seconds", "tokens"))
-    if request.format == JsonList.name:  # whose scoring is the writing
+    if request.prompt.asks == WRITTEN:  # the scoring is the writing
         took = work.written[1]
         seconds, tokens = seconds + took["seconds"], tokens + took["tokens_read"] + took["tokens_written"]
     table = pa.concat_tables([t.replace_schema_metadata() for t in tables])
@@ -380,14 +376,13 @@ def rank_titles(request: Request, history: list[str], candidates: list[str]) -> 
 
 def _shift(request: Request, mind: Mind) -> float | None:
     """Return `log_odds_shift` for what a Yes/No adapter was trained on; None if that is not known."""
-    if request.format not in (Pointwise.name, Summary.name) or not request.adapter:
+    prompt = request.prompt
+    if not (prompt.asks == YES_NO and prompt.trains and request.adapter):
         return None
     settings = factory.settings_of(request.adapter) or {}
     share = alpaca.share_of_yes(settings.get("dataset_dir", ""), settings.get("dataset", ""))
-    known = mind.splits["train"] if "train" in mind.splits else mind.splits[protocols.VALIDATION]
-    clicked = float(known.labels.mean())
-    if request.protocol == "sampled":
-        clicked = 1 / (1 + protocols.NEGATIVES)
+    known = mind.splits["train"] if "train" in mind.splits else mind.splits[VALIDATION]
+    clicked = task_of(request.protocol).share_of_clicks(known)
     return None if share is None else log_odds_shift(share, clicked)
 
 
@@ -395,7 +390,7 @@ def _texts_written(request: Request, cost: dict[str, Any] | None) -> dict[str, A
     """Return what writing took: the lists, or the summaries of the readers scored and of those trained on."""
     if cost is None:
         return None
-    if request.format == JsonList.name:
+    if request.prompt.asks == WRITTEN:
         return {"lists": cost}
     settings = (factory.settings_of(request.adapter) if request.adapter else None) or {}
     trained = alpaca.texts_written(settings.get("dataset_dir", ""), settings.get("dataset", ""))
@@ -407,31 +402,19 @@ def _texts_written(request: Request, cost: dict[str, Any] | None) -> dict[str, A
 
 def _check(request: Request) -> None:
     """Raise UserError for options that do not go together."""
-    protocols.check(request.protocol)
-    # The sampled impressions ask what `dev` asks, of fewer candidates.
-    asked = "dev" if request.protocol == "sampled-impression" else request.protocol
-    if request.format not in (*alpaca.FORMATS_OF.get(asked, ()), *(PROMPTED if asked == "dev" else ())):
+    task, prompt = task_of(request.protocol), PROMPTS.get(request.format)
+    if prompt is None or prompt.case != task.case:
         raise UserError(f"protocol {request.protocol} does not go with format {request.format}")
     if request.engine not in ENGINES:
         raise UserError(f"engine {request.engine!r}: expected {' or '.join(ENGINES)}")
-    alpaca.check_summary(request.format, request.summary)
-    of_lists = {
-        "--base-url": request.base_url,
-        "--thinking": request.thinking,
-        "--constrained": request.constrained,
-    }
-    for option, value in of_lists.items():
-        if value and request.format != JsonList.name:
-            raise UserError(
-                f"{option} goes with --format {JsonList.name} alone, the one whose answer is text"
-            )
-    if request.orders is not None and request.format != Listwise.name:
-        raise UserError(f"--orders goes with --format {Listwise.name} alone")
+    check_way(prompt, request.summary)
+    given = ("per_token", "orders", "thinking", "constrained", "base_url")
+    check_options(prompt, {option: getattr(request, option) for option in given})
     if request.thinking and request.constrained:
         raise UserError("--thinking writes prose and --constrained forbids it: give one of them")
-    if request.format == JsonList.name and request.engine != "hf":
+    if prompt.asks == WRITTEN and request.engine != "hf":
         raise UserError(
-            f"--format {JsonList.name} is written, which --engine {request.engine} does not do; --base-url can"
+            f"--format {prompt.name} is written, which --engine {request.engine} does not do; --base-url can"
         )
     for option, value in (("--adapter", request.adapter), ("--constrained", request.constrained)):
         if value and request.base_url:
@@ -447,7 +430,6 @@ def _lists(request: Request, asked: Impressions, titles: np.ndarray) -> Any:
     budget = None  # nobody here knows the tokenizer of a server's model
     if not request.base_url:
         from mindlab.chat import ChatTemplate
-        from mindlab.records import Budget
 
         if request.adapter:
             factory.check_adapter(request.adapter, request.model, request.template)
@@ -471,6 +453,32 @@ class _Reader(Engine):
     n_parameters = None  # the answers do not tell
 
 
+Score = Callable[[Impressions], list[Scored]]
+
+
+@dataclass(frozen=True)
+class Asking:
+    """What a way to ask (`mindlab.prompts.base`) makes its scores from."""
+
+    request: Request
+    prompt: Prompt
+    engine: Engine
+    chat: Any  # mindlab.chat.ChatTemplate
+    news: News
+    shown: np.ndarray  # object (n_news,), how the prompt shows each
+    candidates: Sequence[int]  # the news of all impressions to come
+    written: Mapping[int, Any]  # `Work.written`
+
+    @property
+    def budget(self) -> Budget:
+        """How long a prompt may be."""
+        return Budget(self.chat.count, self.chat.estimate, self.request.cutoff_len)
+
+    def history(self, impressions: Impressions, i: int) -> list[str]:
+        """Return the latest titles of the history of an impression."""
+        return self.shown[latest(impressions.reader_history(i), self.request.history_length)].tolist()
+
+
 def make_scorer(
     request: Request,
     mind: Mind,
@@ -478,103 +486,117 @@ def make_scorer(
     engine: Engine | None = None,
     written: Mapping[int, Any] = MappingProxyType({}),
     **how: Any,
-) -> tuple[Callable[[Impressions], list[Scored]], Engine]:
+) -> tuple[Score, Engine]:
     """Return a function that scores each impression of a table, and the engine behind it, made with `how`.
 
     With `candidates`, the news of all impressions to come, a score depends on nothing that was scored before.
     `engine` stands in for the model, e.g. to count what would be read (`mindlab.token_counts`). `written` is what a
-    model wrote before (`Work.written`): what format summary shows of a reader, the scores of format json_list.
+    model wrote before (`Work.written`): what format summary shows of a user, the scores of format json_list.
     """
-    from mindlab.alpaca import (
-        likes_dislikes_parts,
-        neutral_titles,
-        topics_of,
-    )
     from mindlab.chat import ChatTemplate
-    from mindlab.llm.score import ListwiseScorer, NextClickScorer, NextTopicScorer, YesNoScorer
-    from mindlab.records import Budget, Shortening, fit_budget
 
     _check(request)
-    if request.format == JsonList.name:
+    prompt = request.prompt
+    if prompt.asks == WRITTEN:
         return _read_lists(written), engine or _Reader()
     chat = ChatTemplate.load(request.model, request.template)
     if request.adapter:
         factory.check_adapter(request.adapter, request.model, request.template)
     engine = engine or _make_engine(request, **how)
-    titles = neutral_titles(mind.news)
-    form = {**FORMATS, **PROMPTED}[request.format](request.language)
+    shown = prompt.shown(mind.news)
+    asking = Asking(request, prompt, engine, chat, mind.news, shown, candidates, written)
+    return WAYS[prompt.asks](asking), engine
 
-    if request.format in (NextClick.name, NextTopic.name):
-        limits = request.history_length, request.cutoff_len, request.per_token
-        if request.format == NextClick.name:
-            scorer = NextClickScorer(engine, chat, titles, form, *limits)
-        else:
-            scorer = NextTopicScorer(engine, chat, titles, topics_of(mind.news), form, *limits)
-        scorer.expect(candidates)
 
-        def score(impressions: Impressions) -> list[Scored]:
-            readers = [
-                (impressions.reader_history(i).tolist(), impressions.candidates(i).tolist())
-                for i in range(len(impressions))
-            ]
-            return [Scored(np.arange(len(scores)), scores) for scores in scorer.score_many(readers)]
+def _by_line(asking: Asking) -> Score:
+    """Score by the likelihood of a line: the candidate's own, or its topic's."""
+    from mindlab.llm.score import NextClickScorer, NextTopicScorer
 
-        return score, engine
-
-    budget = Budget(chat.count, chat.estimate, request.cutoff_len)
-    if request.format == Listwise.name:
-        letters = ListwiseScorer(engine, chat, form, budget)
-
-        def score(impressions: Impressions) -> list[Scored]:
-            readers = [
-                (
-                    titles[impressions.reader_history(i)[-request.history_length :]].tolist(),
-                    titles[impressions.candidates(i)].tolist(),
-                    orders_of(request, int(impressions.ids[i]), len(impressions.candidates(i))),
-                )
-                for i in range(len(impressions))
-            ]
-            return [
-                Scored(np.arange(found.shape[1]), found.mean(axis=0))
-                for found in letters.score_orders(readers)
-            ]
-
-        return score, engine
-
-    answers = YesNoScorer(engine, chat)
-    if request.format in (Pointwise.name, Recency.name, InContext.name, Summary.name):
-
-        def records(impressions: Impressions, i: int) -> list[Record]:
-            history = titles[impressions.reader_history(i)[-request.history_length :]].tolist()
-            candidates = titles[impressions.candidates(i)]
-            # All candidates share one history, the longest that fits the longest of them.
-            if request.format == Summary.name:
-                summary = written.get(int(impressions.history[i]), "")
-                parts = [SummaryParts(summary, history, title, False) for title in candidates]
-            else:
-                parts = [PointwiseParts(history, title, False) for title in candidates]
-            longest = max(parts, key=lambda p: chat.count(form.record(p)))
-            done = Shortening()
-            fit_budget(form, longest, 0, budget, done)
-            return [form.record(p, done.titles_dropped) for p in parts]
-
-        def score(impressions: Impressions) -> list[Scored]:
-            groups = [records(impressions, i) for i in range(len(impressions))]
-            return [Scored(np.arange(len(scores)), scores) for scores in answers.score_many(groups)]
-
-        return score, engine
+    request, prompt = asking.request, asking.prompt
+    first = asking.engine, asking.chat, asking.shown
+    limits = request.history_length, request.cutoff_len, request.per_token
+    if prompt.asks == LINE:
+        scorer = NextClickScorer(*first, prompt, *limits)
+    else:
+        scorer = NextTopicScorer(*first, topics_of(asking.news), prompt, *limits)
+    scorer.expect(asking.candidates)
 
     def score(impressions: Impressions) -> list[Scored]:
-        shown = [
-            fit_budget(form, parts, 0, budget, Shortening())
-            for parts in likes_dislikes_parts(impressions, titles)
+        users = [
+            (impressions.reader_history(i).tolist(), impressions.candidates(i).tolist())
+            for i in range(len(impressions))
+        ]
+        return [Scored(np.arange(len(scores)), scores) for scores in scorer.score_many(users)]
+
+    return score
+
+
+def _by_letter(asking: Asking) -> Score:
+    """Score by the letter in front of a candidate, the mean over several orders of the candidates."""
+    from mindlab.llm.score import ListwiseScorer
+
+    scorer = ListwiseScorer(asking.engine, asking.chat, asking.prompt, asking.budget)
+
+    def score(impressions: Impressions) -> list[Scored]:
+        users = [
+            (
+                asking.history(impressions, i),
+                asking.shown[impressions.candidates(i)].tolist(),
+                orders_of(asking.request, int(impressions.ids[i]), len(impressions.candidates(i))),
+            )
+            for i in range(len(impressions))
+        ]
+        return [Scored(np.arange(found.shape[1]), found.mean(axis=0)) for found in scorer.score_orders(users)]
+
+    return score
+
+
+def _by_yes_no(asking: Asking) -> Score:
+    """Score by the answer to a question about each candidate."""
+    from mindlab.llm.score import YesNoScorer
+
+    prompt, budget = asking.prompt, asking.budget
+    scorer = YesNoScorer(asking.engine, asking.chat)
+
+    def records(impressions: Impressions, i: int) -> list[Record]:
+        history, text = asking.history(impressions, i), asking.written.get(int(impressions.history[i]), "")
+        parts = [prompt.parts(history, shown, text) for shown in asking.shown[impressions.candidates(i)]]
+        # All candidates share one history, the longest that fits the longest of them.
+        longest = max(parts, key=lambda one: asking.chat.count(prompt.record(one)))
+        done = Shortening()
+        fit_budget(prompt, longest, 0, budget, done)
+        return [prompt.record(one, done.titles_dropped) for one in parts]
+
+    def score(impressions: Impressions) -> list[Scored]:
+        groups = [records(impressions, i) for i in range(len(impressions))]
+        return [Scored(np.arange(len(scores)), scores) for scores in scorer.score_many(groups)]
+
+    return score
+
+
+def _by_answer(asking: Asking) -> Score:
+    """Score the last candidate by the answer, and write it."""
+    from mindlab.llm.score import YesNoScorer
+
+    prompt, budget = asking.prompt, asking.budget
+    scorer = YesNoScorer(asking.engine, asking.chat)
+
+    def score(impressions: Impressions) -> list[Scored]:
+        records = [
+            fit_budget(prompt, parts, 0, budget, Shortening())
+            for parts in likes_dislikes_parts(impressions, asking.shown)
         ]
         return [
             Scored(np.array([len(impressions.candidates(i)) - 1]), np.array([value]), [text])
-            for i, (value, text) in enumerate(answers.answer_many(shown))
+            for i, (value, text) in enumerate(scorer.answer_many(records))
         ]
 
-    return score, engine
+    return score
+
+
+WAYS: dict[str, Callable[[Asking], Score]] = {
+    LINE: _by_line, TOPIC: _by_line, YES_NO: _by_yes_no, LETTER: _by_letter, ANSWER: _by_answer,
+}  # fmt: skip
 
 
 def orders_of(request: Request, impression: int, n: int) -> list[np.ndarray]:
@@ -643,5 +665,5 @@ def _input_hashes(request: Request) -> dict[str, str]:
     names = ("*.safetensors", "tokenizer.json", "config.json", "adapter_config.json")
     files = [path for folder in folders if folder.is_dir() for name in names for path in folder.glob(name)]
     hashes = {path.as_posix(): sha256(path) for path in sorted(files)}
-    folders = protocols.folders_of(request.protocol, request.split, request.data)
+    folders = task_of(request.protocol).files(request.split, request.data)
     return {**data_hashes(request.data, folders), **hashes}

@@ -20,6 +20,8 @@ from mindlab.mind import read_mind, splits_in
 from mindlab.prompts import InContext, Listwise, Recency, Summary
 from mindlab.runs import data_hashes
 from mindlab.summaries import summariser_of
+from mindlab.tasks import task_of
+from mindlab.tasks.base import IMPRESSION, USER
 
 CONFIGS = {
     "next_click": Path("configs/train/smollm2_135m_lora_sft.yaml"),
@@ -85,9 +87,8 @@ def names_of(protocol: str, has_training: bool = True) -> tuple[str, ...]:
     if not has_training:
         rows = {name: kind for name, (form, kind) in NAMES.items() if form in TUNED}
         return tuple(n for n, kind in rows.items() if kind == "base" or carried(n, SAMPLE) is not None)
-    if protocol == "sampled":
-        return tuple(SAMPLED_NAMES)
-    return tuple(NAMES) if protocol in ("dev", "sampled-impression") else ()
+    of_case = {USER: SAMPLED_NAMES, IMPRESSION: NAMES}
+    return tuple(of_case.get(task_of(protocol).case, ()))
 
 
 def build_records(

@@ -13,7 +13,7 @@ from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.errors import UserError
 from mindlab.llm.engine import Engine
 from mindlab.prompts import ListParts, Listwise, NextClick, NextTopic, NextTopicParts, Record
-from mindlab.records import Budget, Shortening, fit_budget
+from mindlab.prompts.records import Budget, Shortening, fit_budget
 
 
 def answer_frame(chat: ChatTemplate, system: str, user: str) -> tuple[list[int], int]:

@@ -24,7 +24,7 @@ from mindlab.errors import UserError
 from mindlab.files import lock, sha256, write_json, write_text
 from mindlab.llm.score import answer_frame, n_shared
 from mindlab.prompts import Record
-from mindlab.records import batched
+from mindlab.prompts.records import batched
 
 CACHE = Path("runs/written")
 BATCH = 32  # prompts

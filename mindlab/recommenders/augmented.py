@@ -6,15 +6,17 @@ from typing import Any, Self
 
 import numpy as np
 
-from mindlab import protocols
+from mindlab import embedded_model
 from mindlab.augmentation import Augmenter, Written
 from mindlab.embeddings import Encoder, MiniLMEncoder
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import used_histories
+from mindlab.recommenders.base import CLICKS, Method, Recommender, used_histories
 from mindlab.recommenders.boosting import lambdarank, with_ranks
 from mindlab.recommenders.embedding import MEAN, EmbeddingCosine, reader_scores, unit
 from mindlab.recommenders.past import PastLog
-from mindlab.recommenders.tfidf import text_cosines, word_weights
+from mindlab.recommenders.tfidf import TfIdf, text_cosines, word_weights
+from mindlab.tasks import limit
+from mindlab.tasks.base import IMPRESSION
 
 MOST_IMPRESSIONS = 300  # of the training split; a profile has to be written for each of their readers
 
@@ -24,14 +26,13 @@ def behind_titles(news: News, written: Written) -> list[str]:
     return [f"{title} {more}".strip() for title, more in zip(news.title, written.words, strict=True)]
 
 
-class TokenTfIdf:
+class TokenTfIdf(Recommender):
     """TF-IDF as `TfIdf`, over each title and the words that a language model wrote about it.
 
     Nothing is trained: what the words add is this row minus `tfidf`.
     """
 
     name = "tokens-tfidf"
-    track = "static"
 
     def __init__(self, augmenter: Augmenter):
         self.augmenter = augmenter
@@ -52,7 +53,7 @@ class TokenTfIdf:
         return text_cosines(test, self._texts, self._vectorizer)
 
 
-class TextBoosting:
+class TextBoosting(Recommender):
     """LightGBM's LambdaRank on how near a candidate's text is to its reader's: no counter, no column of MIND.
 
     From the titles alone: the cosine of their words (TF-IDF) and of their vectors. With an augmenter also the cosine of
@@ -60,8 +61,6 @@ class TextBoosting:
     vector. A profile has to be written for each reader, so the model is fitted on `MOST_IMPRESSIONS` of the training
     split, the same ones with and without an augmenter.
     """
-
-    track = "static"
 
     def __init__(self, name: str, augmenter: Augmenter | None = None, encoder: Encoder | None = None):
         self.name, self.augmenter = name, augmenter
@@ -82,7 +81,7 @@ class TextBoosting:
             texts += [written.words, behind_titles(news, written)]
         self._texts = [(one, word_weights(one)) for one in texts]
         # The same part for every seed: another one would be other readers to write about.
-        some = train.take(protocols.limit(len(train), MOST_IMPRESSIONS, 0))
+        some = train.take(limit(len(train), MOST_IMPRESSIONS, 0))
         x, profiles = self.features(some, news)
         if profiles:
             self.saved_seconds += profiles.saved_seconds
@@ -129,3 +128,38 @@ class TextBoosting:
             some = written[start : start + 64]
             vectors[some] = unit(self._vectors.encoder.encode([profiles[k] for k in some])[:, 0])
         return np.concatenate([titles, vectors])
+
+
+def _augmenter() -> Augmenter:
+    return Augmenter(f"models/{embedded_model.NAME}", "smollm2")
+
+
+METHODS = (
+    Method(
+        "titles-lightgbm",
+        lambda: TextBoosting("titles-lightgbm"),
+        needs={CLICKS},
+        is_learned=True,
+        against=("minilm",),
+    ),
+    Method(
+        TokenTfIdf.name,
+        lambda: TokenTfIdf(_augmenter()),
+        needs_llm=True,
+        writes=True,
+        is_slow=True,
+        against=(TfIdf.name,),
+    ),
+    Method(
+        "tokens-lightgbm",
+        lambda: TextBoosting("tokens-lightgbm", _augmenter()),
+        needs={CLICKS},
+        cases=(IMPRESSION,),
+        needs_llm=True,
+        writes=True,
+        is_learned=True,
+        is_slow=True,
+        is_costly=True,
+        against=("titles-lightgbm",),
+    ),
+)

@@ -1,35 +1,96 @@
 """What every recommender is, and the one door through which they are asked for scores."""
 
-from dataclasses import replace
-from typing import Protocol, Self, runtime_checkable
+from collections.abc import Callable, Set
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Self
 
 import numpy as np
 
 from mindlab.mind import Impressions, News
 from mindlab.recommenders.past import PastLog
+from mindlab.tasks import Task
+from mindlab.tasks.base import CANDIDATE, IMPRESSION, USER
+
+# What a method may need, of a task or its data.
+CLICKS = "clicks"  # labelled impressions to learn from
+TIMES = "times"  # what was shown and clicked before an impression
+UTILITIES = "utilities"  # what a generator drew the clicks of whole impressions from
+TRACKS = ("static", "streaming", "ceiling")
+UNTRAINED = "-untrained"  # after the name of a learned method: its twin, as it was drawn
 
 
-@runtime_checkable
-class Recommender(Protocol):
-    """The structural type of a recommender; nothing inherits from it.
+class Recommender:
+    """What a method is made of.
 
-    `track` is "static" (labels end with the training split) or "streaming" (may ask `past`, which also
-    holds the labels of earlier test impressions). The two are never ranked together.
+    `track` is "static" (labels end with the training split), "streaming" (may ask `past`, which also
+    holds the labels of earlier test impressions) or "ceiling" (knows what nobody can know). They are never ranked
+    together.
     """
 
     name: str
-    track: str
+    track: str = "static"
+    reads_labels: bool = False  # of the impressions that it scores: a control, and no recommender
+    # What fitting and scoring leave for the manifest.
+    params: int = 0  # learned
+    chosen: dict[str, Any] | None = None  # on the validation split
+    written: dict[str, Any] | None = None  # by a language model: what, with answers, faults, cost
+    saved_seconds: float = 0.0  # of fitting and of scoring, that an earlier run did
+    saved_scoring_seconds: float = 0.0
+
+    def on(self, task: Task, split: Impressions, folder: Path) -> "Recommender":
+        """Return the recommender to use for a task, usually this one.
+
+        `split` is the whole split of MIND's files that is scored, `folder` where it lies.
+        """
+        return self
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
     ) -> Self:
         """Learn from labelled `train` (and choose settings on `valid`), and return self."""
+        return self
 
     def score(self, test: Impressions, news: News, past: PastLog | None) -> np.ndarray:
         """Return float64 scores, flat and aligned with ``test.news``, higher is better.
 
         `test` has no labels. `past` is None for the static track.
         """
+        raise NotImplementedError
+
+
+@dataclass(frozen=True)
+class Method:
+    """A row of the leaderboard: how its recommender is made, and what it says of itself before that.
+
+    Whether it takes part in a task follows from what it needs, and what the task and the data have (`applies`).
+    """
+
+    name: str
+    make: Callable[[], Recommender]
+    track: str = "static"
+    needs: Set[str] = frozenset()  # of CLICKS, TIMES, UTILITIES
+    cases: tuple[str, ...] = (IMPRESSION, USER, CANDIDATE)  # of a task, that it can score
+    against: tuple[str, ...] = ()  # the rows that it is compared with, beside popularity
+    is_learned: bool = False  # its scores depend on the training seed
+    is_slow: bool = False  # a minute or more to make: its predictions are worth keeping
+    is_costly: bool = (
+        False  # seconds an impression: scored on a choice of impressions, as language models are
+    )
+    needs_llm: bool = False
+    writes: bool = False  # a language model writes for it
+
+    @classmethod
+    def of(cls, kind: type[Recommender], **declared: Any) -> Self:
+        """Return the method of a recommender that is made without arguments."""
+        return cls(kind.name, kind, kind.track, **declared)
+
+    def applies(self, task: Task, has_training: bool = True) -> bool:
+        """Return whether it takes part in a task, on data with or without a training split."""
+        if not has_training and (task.needs_training or self.needs):
+            return False
+        has = {CLICKS: True, TIMES: task.has_times, UTILITIES: task.is_whole}
+        return task.case in self.cases and all(has[need] for need in self.needs)
 
 
 def score_without_labels(
@@ -43,8 +104,10 @@ def score_without_labels(
         ValueError: if the recommender's track is unknown, it is streaming and there is no `past`, or it
             returns something else than one finite float64 per candidate.
     """
-    if recommender.track not in ("static", "streaming"):
-        raise ValueError(f"{recommender.name}: track {recommender.track!r}, expected static or streaming")
+    if recommender.track not in TRACKS:
+        raise ValueError(
+            f"{recommender.name}: track {recommender.track!r}, expected one of {', '.join(TRACKS)}"
+        )
     if recommender.track == "streaming" and past is None:
         raise ValueError(f"{recommender.name} is streaming and needs the log of the past")
     given = past if recommender.track == "streaming" else None

@@ -9,7 +9,15 @@ import numpy as np
 from mindlab.embeddings import Encoder, MiniLMEncoder
 from mindlab.errors import UserError
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import history_share, late_rows, training_labels
+from mindlab.recommenders.base import (
+    CLICKS,
+    TIMES,
+    Method,
+    Recommender,
+    history_share,
+    late_rows,
+    training_labels,
+)
 from mindlab.recommenders.category import CategoryShare
 from mindlab.recommenders.embedding import EmbeddingCosine, EmbeddingFeatures
 from mindlab.recommenders.past import PastLog
@@ -21,7 +29,7 @@ MOST_ROUNDS = 400
 PATIENCE = 30  # rounds without a better validation nDCG@10 until the number of rounds is chosen
 
 
-class Boosting:
+class Boosting(Recommender):
     """LambdaRank over what is known of a candidate just before its impression.
 
     Counters (strictly before the impression): clicks, exposures and smoothed click rate of the news with several
@@ -80,11 +88,10 @@ class Boosting:
         return (clicks + STRENGTH * self._rate) / (exposures + STRENGTH)
 
 
-class EmbeddingBoosting:
+class EmbeddingBoosting(Recommender):
     """LightGBM's LambdaRank, as `Boosting`, on `EmbeddingFeatures` alone: no counter, no column but the text."""
 
     name = "embeddings-lightgbm"
-    track = "static"
 
     def __init__(self, encoders: Sequence[Encoder], cache: Path | None = None):
         self._features = EmbeddingFeatures(encoders, cache)
@@ -166,3 +173,15 @@ def _rank_within(values: np.ndarray, owner: np.ndarray, sizes: np.ndarray) -> np
     dense[order] = np.cumsum(steps)
     starts = np.cumsum(sizes) - sizes
     return (rankdata(dense) - 1 - starts[owner]) / np.maximum(sizes[owner] - 1, 1)
+
+
+METHODS = (
+    Method.of(Boosting, needs={CLICKS, TIMES}, is_learned=True),
+    Method(
+        EmbeddingBoosting.name,
+        lambda: EmbeddingBoosting([MiniLMEncoder()]),
+        needs={CLICKS},
+        is_learned=True,
+        against=("minilm",),
+    ),
+)

@@ -5,11 +5,11 @@ from typing import Self
 import numpy as np
 
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import history_share
+from mindlab.recommenders.base import Method, Recommender, history_share
 from mindlab.recommenders.past import PastLog
 
 
-class CategoryShare:
+class CategoryShare(Recommender):
     """Score = share of the user's history that is in the candidate's category, summed over `columns`.
 
     An empty history scores 0 for every candidate, so all of them tie. Names are compared as they stand, each column
@@ -17,7 +17,6 @@ class CategoryShare:
     """
 
     name = "category"
-    track = "static"
     columns: tuple[str, ...] = ("category",)  # of `News`
 
     def fit(
@@ -43,3 +42,10 @@ class CategoriesShare(CategoryShare):
 
     name = "categories"
     columns = ("category", "subcategory")
+
+
+METHODS = (
+    Method.of(CategoryShare),
+    Method.of(SubcategoryShare),
+    Method.of(CategoriesShare, against=("category",)),
+)

@@ -5,14 +5,14 @@ from typing import Self
 import numpy as np
 
 from mindlab.mind import Impressions, News
+from mindlab.recommenders.base import Method, Recommender
 from mindlab.recommenders.past import PastLog
 
 
-class Random:
+class Random(Recommender):
     """Scores drawn uniformly from [0, 1), the same ones each time a fitted instance is asked."""
 
     name = "random"
-    track = "static"
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
@@ -24,3 +24,6 @@ class Random:
     def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
         """Return one uniform draw per candidate."""
         return np.random.default_rng(self._seed).random(len(test.news))
+
+
+METHODS = (Method.of(Random),)

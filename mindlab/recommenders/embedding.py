@@ -1,15 +1,25 @@
 """Rankers over news vectors: cosine with a reader's vector, and classic models that learn from such vectors."""
 
 from collections.abc import Iterable, Iterator, Sequence
+from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from mindlab.embeddings import Encoder, news_vectors
+from mindlab import embedded_model
+from mindlab.embeddings import Encoder, HiddenStates, MiniLMEncoder, news_vectors
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import late_rows, mean_auc, some_candidates, training_labels
+from mindlab.recommenders.base import (
+    CLICKS,
+    Method,
+    Recommender,
+    late_rows,
+    mean_auc,
+    some_candidates,
+    training_labels,
+)
 from mindlab.recommenders.past import PastLog
 
 CACHE = Path("runs/embeddings")
@@ -101,15 +111,13 @@ def _weights(reader: Reader, n: int) -> np.ndarray:
     return 0.5 ** (np.arange(n)[::-1] / reader.strength) if reader.kind == "recent" else np.ones(n)
 
 
-class EmbeddingCosine:
+class EmbeddingCosine(Recommender):
     """Score = how near the candidate's vector is to the history's.
 
     Nothing is trained. Where there is a choice (of layers and poolings, of readers, of centring) it is made by the AUC of
     the validation day. Centring takes the mean vector of the news known in training away: what all titles have in
     common tells no two of them apart (Mu and Viswanath, All-but-the-Top, ICLR 2018).
     """
-
-    track = "static"
 
     def __init__(
         self,
@@ -190,7 +198,7 @@ class EmbeddingFeatures:
         return np.concatenate([reader_scores(rows, part.vectors, READERS) for part in self.parts]).T
 
 
-class EmbeddingLogistic:
+class EmbeddingLogistic(Recommender):
     """Logistic regression on `EmbeddingFeatures` and on the products, dimension by dimension, of reader and candidate.
 
     A cosine is the sum of these products (of the first encoder); here each has a weight of its own. Trained on every
@@ -198,7 +206,6 @@ class EmbeddingLogistic:
     """
 
     name = "embeddings-logistic"
-    track = "static"
     penalties = (1e-4, 1e-3, 1e-2, 1e-1)  # scikit-learn's C, the smallest first
 
     def __init__(self, encoders: Sequence[Encoder], negatives: int = 4, cache: Path | None = None):
@@ -258,3 +265,42 @@ def _logistic(x: np.ndarray, y: np.ndarray, penalty: float) -> Any:
     from sklearn.preprocessing import StandardScaler
 
     return make_pipeline(StandardScaler(), LogisticRegression(C=penalty, max_iter=1000)).fit(x, y)
+
+
+HIDDEN = "-hidden-states"  # after a model's name
+EMBEDDED = f"smollm2{HIDDEN}"
+
+
+def hidden_states(model: str | Path, name: str | None = None) -> EmbeddingCosine:
+    """Return the recommender by a causal language model's hidden states, all choices left to the validation day."""
+    encoder = HiddenStates(model)
+    return EmbeddingCosine(encoder, name or encoder.name + HIDDEN, READERS, CENTRED)
+
+
+def of_model(model: str | Path, name: str | None = None) -> Method:
+    """Return the row of a causal language model's hidden states.
+
+    >>> of_model("zai-org/glm-4-9b-chat-hf").name
+    'glm-4-9b-chat-hf-hidden-states'
+    """
+    name = name or Path(model).name + HIDDEN
+    return Method(name, partial(hidden_states, model, name), needs_llm=True, is_slow=True)
+
+
+METHODS = (
+    Method("minilm", lambda: EmbeddingCosine(MiniLMEncoder())),
+    Method("minilm-lme", lambda: EmbeddingCosine(MiniLMEncoder(), "minilm-lme", (LME,)), against=("minilm",)),
+    Method(
+        "minilm-readers",
+        lambda: EmbeddingCosine(MiniLMEncoder(), "minilm-readers", READERS, CENTRED),
+        against=("minilm",),
+    ),
+    of_model(f"models/{embedded_model.NAME}", EMBEDDED),
+    Method(
+        EmbeddingLogistic.name,
+        lambda: EmbeddingLogistic([MiniLMEncoder()]),
+        needs={CLICKS},
+        is_learned=True,
+        against=("minilm",),
+    ),
+)

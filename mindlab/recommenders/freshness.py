@@ -5,10 +5,11 @@ from typing import Self
 import numpy as np
 
 from mindlab.mind import Impressions, News
+from mindlab.recommenders.base import TIMES, Method, Recommender
 from mindlab.recommenders.past import PastLog
 
 
-class Freshness:
+class Freshness(Recommender):
     """Score = minus the hours since the candidate was first shown to anybody; one never shown before is newest.
 
     It uses when news was shown, and no click. Those moments go on during the test day, so the track is streaming.
@@ -29,3 +30,6 @@ class Freshness:
             raise ValueError("Freshness needs the log of the past")
         ages = past.age_hours(test.news, np.repeat(test.times, np.diff(test.offsets)))
         return -np.nan_to_num(ages, nan=0.0)
+
+
+METHODS = (Method.of(Freshness, needs={TIMES}),)

@@ -7,13 +7,14 @@ import numpy as np
 
 from mindlab.errors import UserError
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import ragged_rows
+from mindlab.recommenders.base import UTILITIES, Method, Recommender, ragged_rows
 from mindlab.recommenders.past import PastLog
+from mindlab.tasks import Task
 
 FILE_NAME = "oracle_utility.npy"
 
 
-class Oracle:
+class Oracle(Recommender):
     """Score = the true utility of the candidate for this reader at this moment.
 
     Only synthetic data has one: a flat float16 array beside the split's behaviors.tsv, aligned with its
@@ -21,9 +22,9 @@ class Oracle:
     """
 
     name = "oracle"
-    track = "static"
+    track = "ceiling"
 
-    def __init__(self, folder: str | Path, split: Impressions) -> None:
+    def on(self, task: Task, split: Impressions, folder: Path) -> Self:
         """Read the utilities in `folder`; `split` is that whole split, as read from the file.
 
         Raises:
@@ -46,6 +47,7 @@ class Oracle:
         self._path = path
         self._utility = utility
         self._split = split
+        return self
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
@@ -71,3 +73,6 @@ class Oracle:
         if not is_same:
             raise UserError(f"{self._path}: belongs to other impressions than those to be scored")
         return self._utility[flat].astype(np.float64)
+
+
+METHODS = (Method.of(Oracle, needs={UTILITIES}),)

@@ -1,19 +1,24 @@
 """Popularity: what everybody clicks, counted once in training or all the time."""
 
+from pathlib import Path
 from typing import Self
 
 import numpy as np
 
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import training_labels, used_histories
+from mindlab.recommenders.base import CLICKS, TIMES, Method, Recommender, training_labels, used_histories
 from mindlab.recommenders.past import PastLog
+from mindlab.tasks import Task
 
 
-class StaticPopularity:
+class StaticPopularity(Recommender):
     """Score = clicks of the news in the training impressions; news unseen there all tie at 0."""
 
     name = "popularity"
-    track = "static"
+
+    def on(self, task: Task, split: Impressions, folder: Path) -> Recommender:
+        """Return what counts the clicks that a task has: those in histories, where there is no log."""
+        return HistoryPopularity() if task.counts_histories else self
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
@@ -40,7 +45,7 @@ class HistoryPopularity(StaticPopularity):
         return self
 
 
-class StreamingPopularity:
+class StreamingPopularity(Recommender):
     """Score = click rate so far, (clicks + a * prior) / (exposures + a), over events before the impression.
 
     The prior is the click rate of the training impressions and `a` (`strength`) is how many exposures it
@@ -72,3 +77,9 @@ class StreamingPopularity:
         times = np.repeat(test.times, np.diff(test.offsets))
         clicks, exposures = past.counts(test.news, times, self.half_life_hours)
         return (clicks + self.strength * self._prior) / (exposures + self.strength)
+
+
+METHODS = (
+    Method.of(StaticPopularity, needs={CLICKS}),
+    Method.of(StreamingPopularity, needs={CLICKS, TIMES}),
+)

@@ -7,14 +7,14 @@ from typing import Any, Self
 import numpy as np
 
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import ragged_rows, used_histories
+from mindlab.recommenders.base import Method, Recommender, ragged_rows, used_histories
 from mindlab.recommenders.past import PastLog
 
 # Dense history profiles held at a time; with MIND's 40,000 title words about 80 MB.
 HISTORIES_PER_CHUNK = 256
 
 
-class TfIdf:
+class TfIdf(Recommender):
     """Score = cosine of the candidate's TF-IDF title and the mean TF-IDF title of the history.
 
     The word weights are fitted on all titles of the catalogue (texts, never labels). An empty
@@ -22,7 +22,6 @@ class TfIdf:
     """
 
     name = "tfidf"
-    track = "static"
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
@@ -80,3 +79,6 @@ def text_cosines(test: Impressions, texts: Sequence[str], vectorizer: Any) -> np
         scores[mine] = np.bincount(candidate, weights=products, minlength=len(mine))
     norm = norms[owner]
     return np.divide(scores, norm, out=np.zeros_like(scores), where=norm > 0)
+
+
+METHODS = (Method.of(TfIdf),)

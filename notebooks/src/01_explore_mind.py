@@ -23,8 +23,8 @@ from IPython.display import display
 
 from mindlab.mind import BEHAVIORS_COLUMNS, NEWS_COLUMNS, read_mind
 from mindlab.notebook import setup
-from mindlab.protocols import VALIDATION_DAY
 from mindlab.statistics import MINDSMALL, describe
+from mindlab.tasks.dev import VALIDATION_DAY
 
 # %% tags=["parameters"]
 data = "data/sample"

@@ -20,12 +20,14 @@ import pandas as pd
 from IPython.display import display
 from llamafactory.data.processor.processor_utils import infer_seqlen
 
-from mindlab import alpaca, factory, protocols, records
+from mindlab import alpaca, factory, tasks
 from mindlab.chat import ChatTemplate, record_prompt
 from mindlab.files import sha256
 from mindlab.mind import NEWS_COLUMNS, read_mind
 from mindlab.notebook import setup
-from mindlab.prompts import FORMATS, LikesDislikes
+from mindlab.prompts import PROMPTS, LikesDislikes, likes_dislikes_parts, neutral_titles, records
+from mindlab.prompts.next_click import next_click_parts
+from mindlab.prompts.pointwise import pointwise_parts
 from mindlab.runs import data_hashes
 
 # %% tags=["parameters"]
@@ -115,19 +117,19 @@ assert set(as_written.title.str.replace("\u200b", "")) <= set(news.title), "a ti
 # labels**.
 
 # %%
-titles = alpaca.neutral_titles(news)
+titles = neutral_titles(news)
 one = train.take(np.array([row]))
-tutorial = FORMATS["likes_dislikes"]()
-parts = next(alpaca.likes_dislikes_parts(one, titles))
+tutorial = PROMPTS["likes_dislikes"]()
+parts = next(likes_dislikes_parts(one, titles))
 print(tutorial.record(parts)["input"], "\n->", tutorial.record(parts)["output"])
 
 # %% [markdown]
 # `pointwise` asks about one candidate and shows no other.
 
 # %%
-pointwise = FORMATS["pointwise"]()
+pointwise = PROMPTS["pointwise"]()
 rng = np.random.default_rng(seed)
-for sample in list(alpaca.pointwise_parts(one, titles, history_length=4, negatives=1, rng=rng)):
+for sample in list(pointwise_parts(one, titles, history_length=4, negatives=1, rng=rng)):
     record = pointwise.record(sample)
     print(record["input"], "\n->", record["output"], "\n")
 
@@ -137,8 +139,8 @@ for sample in list(alpaca.pointwise_parts(one, titles, history_length=4, negativ
 # one subcategory of a reader each (`interests=1`, the default of `scripts/build_dataset.py`).
 
 # %%
-next_click = FORMATS["next_click"]()
-sample = next(alpaca.next_click_parts(one, titles, history_length=4, rng=np.random.default_rng(seed)))
+next_click = PROMPTS["next_click"]()
+sample = next(next_click_parts(one, titles, history_length=4, rng=np.random.default_rng(seed)))
 record = next_click.record(sample)
 print(record["instruction"], "\n->", record["output"], sep="\n")
 
@@ -146,7 +148,7 @@ print(record["instruction"], "\n->", record["output"], sep="\n")
 # The awkward one: a reader without history, in the tutorial's format.
 
 # %%
-stranger = next(alpaca.likes_dislikes_parts(train.take(no_history[:1]), titles))
+stranger = next(likes_dislikes_parts(train.take(no_history[:1]), titles))
 print(tutorial.record(stranger)["input"][:300])
 assert tutorial.text["no_history"] in tutorial.record(stranger)["input"]
 
@@ -157,8 +159,8 @@ assert tutorial.text["no_history"] in tutorial.record(stranger)["input"]
 # tutorial's prompt that is an empty line after `User likes:`. Here is one:
 
 # %%
-test = protocols.seed_splits(mind, seed)["test"]
-tutorial_test = list(alpaca.likes_dislikes_parts(test, titles))
+test = tasks.Seed().splits(mind, seed)["test"]
+tutorial_test = list(likes_dislikes_parts(test, titles))
 leaking = min((p for p in tutorial_test if not p.likes), key=lambda p: len(tutorial.record(p)["input"]))
 print(tutorial.record(leaking)["input"], "\n->", tutorial.record(leaking)["output"])
 
@@ -292,7 +294,7 @@ shuffled.labels[:] = np.random.default_rng(seed).permutation(shuffled.labels)
 prompts = []
 for impression in (one, shuffled):
     rng = np.random.default_rng(seed)
-    made = alpaca.pointwise_parts(impression, titles, history_length=4, negatives=len(labels), rng=rng)
+    made = pointwise_parts(impression, titles, history_length=4, negatives=len(labels), rng=rng)
     prompts.append({record_prompt(pointwise.record(p)) for p in made})
 assert prompts[0] == prompts[1]
 

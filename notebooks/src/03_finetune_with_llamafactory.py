@@ -24,14 +24,14 @@ from llamafactory.chat import ChatModel
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from mindlab import alpaca, factory
+from mindlab import factory
 from mindlab.chat import ChatTemplate, quiet_factory, record_prompt
 from mindlab.errors import UserError
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.score import answer_frame
 from mindlab.mind import read_mind
 from mindlab.notebook import LossCurve, setup
-from mindlab.prompts import NextClick, listed
+from mindlab.prompts import NextClick, listed, neutral_titles
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -168,7 +168,7 @@ display(Image(f"{out}/training_loss.png", width=480))
 
 # %%
 mind = read_mind(data)
-titles = alpaca.neutral_titles(mind.news)
+titles = neutral_titles(mind.news)
 dev = mind.splits["dev"]
 rows = np.unique(dev.users, return_index=True)[1][:40]
 clicked = [dev.candidates(i)[dev.candidate_labels(i) == 1] for i in rows]

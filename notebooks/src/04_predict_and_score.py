@@ -22,17 +22,17 @@ import pandas as pd
 from IPython.display import display
 from scipy.stats import rankdata
 
-from mindlab import alpaca, compare, factory, predictions, protocols
+from mindlab import compare, factory, predictions, tasks
 from mindlab.chat import ChatTemplate
 from mindlab.files import sha256
+from mindlab.leak_rule import always_no, leak_rule
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import Request, predict
 from mindlab.llm.score import NextClickScorer, YesNoScorer
 from mindlab.metrics import RANKING_METRICS, answer_metrics, evaluate, paired_differences, ranking_metrics
 from mindlab.mind import read_mind
 from mindlab.notebook import bar, setup
-from mindlab.prompts import LikesDislikes, NextClick
-from mindlab.recommenders.leak_rule import always_no, leak_rule
+from mindlab.prompts import LikesDislikes, NextClick, likes_dislikes_parts, neutral_titles
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -57,16 +57,16 @@ setup(data, seed)
 
 # %%
 mind = read_mind(data)
-titles = alpaca.neutral_titles(mind.news)
-whole = protocols.seed_splits(mind, seed)["test"]
-rows = protocols.limit(len(whole), n_seed, seed)
+titles = neutral_titles(mind.news)
+whole = tasks.Seed().splits(mind, seed)["test"]
+rows = tasks.limit(len(whole), n_seed, seed)
 sample = whole.take(rows)
 engine = HFEngine(model)
 chat = ChatTemplate.load(model, template)
 asker = YesNoScorer(engine, chat)
 
 # %%
-parts = min(alpaca.likes_dislikes_parts(sample, titles), key=lambda p: len(p.likes + p.dislikes))
+parts = min(likes_dislikes_parts(sample, titles), key=lambda p: len(p.likes + p.dislikes))
 record = LikesDislikes().record(parts)
 print(record["input"], "\n\nright answer:", record["output"])
 score, text = asker.answer(record)
@@ -136,7 +136,7 @@ assert rule["accuracy"] > rule["always_no_accuracy"]
 
 # %%
 dev = mind.splits["dev"]
-dev_rows = protocols.limit(len(dev), n_dev, seed)
+dev_rows = tasks.limit(len(dev), n_dev, seed)
 cut = factory.load("configs/train/smollm2_135m_lora_sft.yaml")["cutoff_len"]
 form = NextClick()
 ranker = NextClickScorer(engine, chat, titles, form, form.history_length, cut)
@@ -182,7 +182,7 @@ runs |= dict(zip(simple, compare.compare(others, simple, Path(out) / f"simple-{n
 measured = {}
 for name, run in runs.items():
     table = predictions.read_predictions(run / "predictions.parquet")
-    measured[name] = evaluate(table, protocol="dev")
+    measured[name] = evaluate(table)
 columns = ["n_impressions", "auc", "auc_low", "auc_high", "mrr", "ndcg5", "ndcg10"]
 leaderboard = pd.DataFrame({name: one.summary for name, one in measured.items()}).T[columns]
 display(leaderboard.astype(float).round(3).sort_values("auc", ascending=False))
@@ -235,7 +235,7 @@ recorded = {
 gains = {}
 for name, run in recorded.items():
     pair = [predictions.read_predictions(f"{run}-{kind}/predictions.parquet") for kind in ("base", "lora")]
-    untuned, better = (evaluate(table, protocol="dev") for table in pair)
+    untuned, better = (evaluate(table) for table in pair)
     gain = paired_differences(better, untuned)["auc"]
     kept = {"base": untuned.summary["auc"], "tuned": better.summary["auc"]}
     gains[name] = {"impressions": untuned.summary["n_impressions"]} | kept | gain
@@ -270,7 +270,7 @@ assert all(np.allclose(before[name], after[name]) for name in RANKING_METRICS)
 everything = compare.Request(data, seed=seed)
 run = compare.compare(everything, ["category"], Path(out) / f"simple-all-{seed}")[0]
 table = predictions.read_predictions(run / "predictions.parquet")
-all_of_them = evaluate(table, protocol="dev").summary
+all_of_them = evaluate(table).summary
 print({key: round(all_of_them[key], 3) for key in ("auc", "auc_low", "auc_high")}, len(dev), "impressions")
 few = measured["category"].summary
 assert all_of_them["auc_high"] - all_of_them["auc_low"] < few["auc_high"] - few["auc_low"]
@@ -289,7 +289,7 @@ both = [
 bounds = zip(chosen.offsets[:-1], chosen.offsets[1:], strict=True)
 blend = np.concatenate([rankdata(both[0][a:b]) + rankdata(both[1][a:b]) for a, b in bounds])
 table = predictions.from_scores("test", chosen, mind.news, blend, case_ids=dev_rows)
-blended = evaluate(table, protocol="dev").summary
+blended = evaluate(table).summary
 print({key: round(blended[key], 3) for key in ("auc", "auc_low", "auc_high")})
 assert blended["subset_sha"] == measured["tfidf"].summary["subset_sha"]
 

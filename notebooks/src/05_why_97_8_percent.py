@@ -23,9 +23,10 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import alpaca, compare, protocols
+from mindlab import alpaca, compare, tasks
 from mindlab.chat import ChatTemplate
 from mindlab.files import sha256
+from mindlab.leak_rule import always_no, leak_rule
 from mindlab.leakage import audit
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.score import YesNoScorer
@@ -33,7 +34,7 @@ from mindlab.metrics import answer_metrics, evaluate
 from mindlab.mind import read_mind
 from mindlab.notebook import setup
 from mindlab.predictions import read_predictions
-from mindlab.recommenders.leak_rule import always_no, leak_rule
+from mindlab.prompts import LikesDislikes, likes_dislikes_parts, neutral_titles
 from mindlab.runs import read_manifest
 
 # %% tags=["parameters"]
@@ -57,11 +58,11 @@ plt.rcParams.update({"figure.figsize": (7, 2.6), "figure.dpi": 80, "figure.const
 
 # %%
 mind = read_mind(data)
-titles = alpaca.neutral_titles(mind.news)
-test = protocols.seed_splits(mind, seed)["test"]
-parts = list(alpaca.likes_dislikes_parts(test, titles))
+titles = neutral_titles(mind.news)
+test = tasks.Seed().splits(mind, seed)["test"]
+parts = list(likes_dislikes_parts(test, titles))
 shortest = min((p for p in parts if p.is_click), key=lambda p: len(p.likes + p.dislikes))
-print(alpaca.LikesDislikes().record(shortest)["input"])
+print(LikesDislikes().record(shortest)["input"])
 
 # %% [markdown]
 # Nobody clicked another headline of this list. But MIND holds only impressions with at least one click.
@@ -129,7 +130,7 @@ same = sha256(short / "train/behaviors.tsv") in manifest["inputs_sha256"].values
 print(f"{len(few)} impressions, those of the recorded run: {same}")
 
 # %%
-asked = protocols.seed_splits(read_mind(short, ("train",)), seed)["test"]
+asked = tasks.Seed().splits(read_mind(short, ("train",)), seed)["test"]
 recorded = {name: read_predictions(Path(cue) / name / "predictions.parquet") for name in ("base", "lora")}
 small = {f"{name}, its text": evaluate(table).summary for name, table in recorded.items()}
 truth_here = recorded["lora"]["label"].to_numpy()
@@ -144,9 +145,9 @@ display(pd.DataFrame(small).T[[*columns, "invalid_answers"]].astype(float).round
 
 # %%
 tuned = YesNoScorer(HFEngine(model, Path(cue) / "lora/adapter"), ChatTemplate.load(model, "smollm2"))
-form = alpaca.LikesDislikes()
+form = LikesDislikes()
 says_yes = recorded["lora"]["score"].to_numpy() > 0
-records = list(alpaca.likes_dislikes_parts(asked, alpaca.neutral_titles(read_mind(short, ("train",)).news)))
+records = list(likes_dislikes_parts(asked, neutral_titles(read_mind(short, ("train",)).news)))
 probed = [record for record, yes in zip(records, says_yes, strict=True) if yes and not record.likes][:n_probe]
 moved = [replace(p, likes=p.dislikes[:1], dislikes=p.dislikes[1:]) for p in probed]
 scores = {
@@ -229,7 +230,7 @@ runs = compare.compare(compare.Request(data, seed=seed), simple, Path(out) / "de
 measured = {}
 for name, run in zip(simple, runs, strict=True):
     predictions = read_predictions(run / "predictions.parquet")
-    measured[name] = evaluate(predictions, protocol="dev").summary
+    measured[name] = evaluate(predictions).summary
 honest = pd.DataFrame(measured).T[["n_impressions", "auc", "auc_low", "auc_high", "mrr", "ndcg5", "ndcg10"]]
 display(honest.astype(float).round(3))
 

@@ -20,9 +20,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import protocols
 from mindlab import report as reporting
-from mindlab.compare import BLIND, Request, compare
+from mindlab import tasks
+from mindlab.compare import Request, compare
 from mindlab.llm import rows
 from mindlab.metrics import evaluate, paired_differences
 from mindlab.mind import read_mind
@@ -113,9 +113,10 @@ assert gains.loc["random", "low"] < 0 < gains.loc["random", "high"]
 # %%
 shown = {"seed": "accuracy", "dev": "auc", "sampled-impression": "auc", "sampled": "auc"}
 static = ["random", "popularity", "category", "tfidf", "minilm"]
+blind = ["always-no", "leak-rule"]  # which answer the tutorial's question and look at no news
 found = {}
 for protocol, metric in shown.items():
-    asked = [*static, *(BLIND if protocol == "seed" else ())]
+    asked = [*static, *(blind if tasks.task_of(protocol).case == "candidate" else ())]
     folders = compare(Request(data, protocol, seed=seed), asked, Path(out) / protocol)
     measured = {folder.name: reporting.leaderboard_row(folder) for folder in folders}
     found[f"{protocol}\n{reporting.LABELS[metric]}"] = {name: row[metric] for name, row in measured.items()}
@@ -125,8 +126,8 @@ display(by_protocol.round(3))
 # %%
 axes = by_protocol.loc[static].T.plot(marker="o", ylim=(0.4, 1))
 axes.axhline(0.5, color="grey", linestyle="--")
-axes.plot([0, 0], by_protocol.loc[list(BLIND)].iloc[:, 0], "kx")
-for name in BLIND:
+axes.plot([0, 0], by_protocol.loc[blind].iloc[:, 0], "kx")
+for name in blind:
     axes.annotate(name, (0, by_protocol.loc[name].iloc[0]), xytext=(8, -3), textcoords="offset points")
 axes.legend(loc="upper center", ncols=5, fontsize="small", bbox_to_anchor=(0.5, 1.2))
 plt.show()
@@ -149,7 +150,7 @@ assert by_protocol.loc["popularity", last] > by_protocol.loc["popularity", hones
 
 # %%
 mind = read_mind(data)
-splits = protocols.dev_splits(mind)
+splits = tasks.Dev().splits(mind)
 parts = masks(splits["test"], splits["train"], mind.news)
 slices = pd.DataFrame(measure_slices(board["evaluations"], parts))
 chosen = ["category", "popularity-streaming", "lightgbm"]
@@ -175,7 +176,7 @@ assert cold["n"] < 20 or abs(cold["category"] - 0.5) < 0.02
 # %%
 llm = ["smollm2-next_click-base", "smollm2-next_click-lora"]
 llm_runs = [rows.make_row(name, data, n_llm, Path(out) / "dev", seed=seed) for name in llm]
-some = protocols.limit(len(splits["test"]), n_llm, seed)
+some = tasks.limit(len(splits["test"]), n_llm, seed)
 context = {"title": "Recommenders on the same impressions", "data": data, "synthetic": True}
 both = reporting.leaderboard([*runs, *llm_runs], pairs=[tuple(reversed(llm))], cases=some, context=context)
 costs = pd.DataFrame(both["rows"]).set_index("name").drop("oracle")
@@ -214,7 +215,7 @@ assert costs.loc[llm[0], "ms_per_impression"] > 1000 * costs.loc["category", "ms
 
 # %% tags=["solution"]
 # About twice as wide: the error of a mean falls with the root of the number of readers.
-quarter = protocols.limit(len(splits["test"]), len(splits["test"]) // 4, seed)
+quarter = tasks.limit(len(splits["test"]), len(splits["test"]) // 4, seed)
 few = reporting.leaderboard(runs, cases=quarter)
 widths = {}
 for name, one in {"all": board, "a quarter": few}.items():
@@ -234,7 +235,7 @@ for hours in (1.0, 4.0, 12.0, 48.0, None):
     recommender = StreamingPopularity(half_life_hours=hours).fit(splits["train"], mind.news, None, rng)
     scores = score_without_labels(recommender, test, mind.news, past)
     predictions = from_scores("test", test, mind.news, scores)
-    aucs[hours] = evaluate(predictions, protocol="dev").summary["auc"]
+    aucs[hours] = evaluate(predictions).summary["auc"]
 display(pd.Series(aucs, name="auc").rename_axis("half-life, hours").round(3))
 # To choose the best of these by the test day would be cheating: that is what the validation day is for.
 assert len(aucs) == 5
@@ -255,7 +256,7 @@ class PopularTopics(StreamingPopularity):
 
 mine = PopularTopics().fit(splits["train"], mind.news, None, rng)
 scores = score_without_labels(mine, test, mind.news, past)
-evaluation = evaluate(from_scores("test", test, mind.news, scores), protocol="dev")
+evaluation = evaluate(from_scores("test", test, mind.news, scores))
 against = board["evaluations"]["popularity-streaming"]
 gain = paired_differences(evaluation, against)["auc"]
 print(reporting.difference_text(gain), reporting.verdict(gain))

@@ -22,17 +22,17 @@ import pandas as pd
 from IPython.display import display
 from sklearn.manifold import TSNE
 
-from mindlab import protocols, retrieval
 from mindlab import report as reporting
+from mindlab import retrieval, tasks
 from mindlab.compare import Request, compare
 from mindlab.embeddings import HiddenStates, MiniLMEncoder, news_vectors
 from mindlab.metrics import evaluate, paired_differences
 from mindlab.mind import read_mind
 from mindlab.notebook import batches_bar, setup
 from mindlab.predictions import from_scores
-from mindlab.recommenders import EMBEDDED, PAIRS, make_recommender
+from mindlab.recommenders import make_recommender, pairs_among
 from mindlab.recommenders.base import score_without_labels
-from mindlab.recommenders.embedding import CACHE, EmbeddingCosine, reader_vectors, unit
+from mindlab.recommenders.embedding import CACHE, EMBEDDED, EmbeddingCosine, reader_vectors, unit
 from mindlab.slices import masks, measure_slices
 
 # %% tags=["parameters"]
@@ -46,7 +46,7 @@ out = "runs/notebook_07"
 setup(data, seed)
 plt.rcParams.update({"figure.figsize": (7, 3), "figure.dpi": 80, "figure.constrained_layout.use": True})
 mind = read_mind(data)
-news, splits = mind.news, protocols.dev_splits(mind)
+news, splits = mind.news, tasks.Dev().splits(mind)
 test = splits["test"]
 
 # %% [markdown]
@@ -132,7 +132,7 @@ assert best[("mean", True)].max() > best[("mean", False)].max() - 0.01, "centrin
 plain = ["popularity", "category", "minilm", "minilm-readers", EMBEDDED]
 learned = ["embeddings-logistic", "embeddings-lightgbm", "embeddings-nrms", "embeddings-nrms-untrained"]
 runs = compare(Request(data, seed=seed, n_seeds=n_seeds), [*plain, *learned], Path(out))
-pairs = [pair for pair in PAIRS if set(pair) <= {*plain, *learned}]
+pairs = pairs_among([*plain, *learned])
 context = {"title": "Embeddings and a ranker", "data": data, "synthetic": True}
 board = reporting.leaderboard(runs, pairs=pairs, context=context)
 table = pd.DataFrame(board["rows"]).set_index("name")
@@ -275,7 +275,7 @@ for name in ("minilm", EMBEDDED):
     one = make_recommender(name).fit(splits["train"], news, splits["valid"], np.random.default_rng(seed))
     scores = score_without_labels(one, test, news)
     both.append(scores / scores.std())
-summed = evaluate(from_scores("test", test, news, sum(both)), protocol="dev")
+summed = evaluate(from_scores("test", test, news, sum(both)))
 gain = paired_differences(summed, board["evaluations"]["minilm"])["auc"]
 print(reporting.difference_text(gain), reporting.verdict(gain))
 assert 0.5 < summed.summary["auc"] < 1

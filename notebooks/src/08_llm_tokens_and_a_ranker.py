@@ -25,8 +25,8 @@ from sklearn.linear_model import LogisticRegression
 from sklearn.model_selection import cross_val_predict
 from sklearn.pipeline import make_pipeline
 
-from mindlab import protocols
 from mindlab import report as reporting
+from mindlab import tasks
 from mindlab.augmentation import Augmenter
 from mindlab.compare import Request, compare
 from mindlab.llm.writing import HFWriter, count_faults, read_json, write_texts
@@ -34,7 +34,7 @@ from mindlab.metrics import ranking_metrics
 from mindlab.mind import read_mind
 from mindlab.notebook import batches_bar, setup
 from mindlab.prompts import NewsTokens
-from mindlab.recommenders import PAIRS
+from mindlab.recommenders import pairs_among
 from mindlab.recommenders.augmented import behind_titles
 from mindlab.recommenders.tfidf import text_cosines, word_weights
 
@@ -51,8 +51,8 @@ out = "runs/notebook_08"
 # %%
 setup(data, seed, generate={"n_news": 800, "n_train": 600, "n_dev": 400, "seed": 1})
 mind = read_mind(data)
-news, splits = mind.news, protocols.dev_splits(mind)
-test = splits["test"].take(protocols.limit(len(splits["test"]), limit, seed))
+news, splits = mind.news, tasks.Dev().splits(mind)
+test = splits["test"].take(tasks.limit(len(splits["test"]), limit, seed))
 augmenter = Augmenter(model, template)
 
 # %% [markdown]
@@ -167,7 +167,7 @@ assert np.mean(own) > np.mean(other)
 everywhere = ["popularity", "category", "minilm", "tfidf", "tokens-tfidf", "titles-lightgbm"]
 request = Request(data, seed=seed, n_seeds=n_seeds)
 runs = compare(request, everywhere, Path(out))
-pairs = [pair for pair in PAIRS if set(pair) <= set(everywhere)]
+pairs = pairs_among(everywhere)
 context = {"title": "LLM tokens and a ranker", "data": data, "synthetic": True}
 whole = reporting.leaderboard(runs, pairs=pairs, context=context)
 print(reporting.as_text(whole))
@@ -178,7 +178,7 @@ print(reporting.as_text(whole))
 # %%
 few = Request(data, limit=limit, seed=seed, n_seeds=n_seeds)
 runs += compare(few, ["tokens-lightgbm"], Path(out))
-cases = protocols.limit(len(splits["test"]), limit, seed)
+cases = tasks.limit(len(splits["test"]), limit, seed)
 pairs.append(("tokens-lightgbm", "titles-lightgbm"))
 board = reporting.leaderboard(runs, pairs=pairs, cases=cases, context=context)
 print(reporting.as_text(board))

@@ -21,7 +21,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import alpaca, probes, protocols
+from mindlab import probes, tasks
 from mindlab import report as reporting
 from mindlab.compare import Request as Classic
 from mindlab.compare import compare
@@ -31,7 +31,16 @@ from mindlab.llm.server import ServerWriter, serve_factory
 from mindlab.mind import read_mind
 from mindlab.notebook import bar, setup
 from mindlab.predictions import read_predictions
-from mindlab.prompts import InContext, JsonList, ListParts, Listwise, Pointwise, PointwiseParts, Recency
+from mindlab.prompts import (
+    InContext,
+    JsonList,
+    ListParts,
+    Listwise,
+    Pointwise,
+    PointwiseParts,
+    Recency,
+    neutral_titles,
+)
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -49,9 +58,9 @@ out = "runs/notebook_09"
 setup(data, seed)
 plt.rcParams.update({"figure.figsize": (7, 3), "figure.dpi": 80, "figure.constrained_layout.use": True})
 mind = read_mind(data)
-splits = protocols.dev_splits(mind)
-test = splits["test"].take(protocols.limit(len(splits["test"]), n_test, seed))
-titles = alpaca.neutral_titles(mind.news)
+splits = tasks.Dev().splits(mind)
+test = splits["test"].take(tasks.limit(len(splits["test"]), n_test, seed))
+titles = neutral_titles(mind.news)
 
 # %% [markdown]
 # ## 1 How can one ask?

@@ -25,7 +25,7 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import protocols, published
+from mindlab import published, tasks
 from mindlab import report as reporting
 from mindlab.compare import Request, compare
 from mindlab.embeddings import MiniLMEncoder, news_vectors
@@ -33,9 +33,10 @@ from mindlab.metrics import evaluate, evaluate_seeds, paired_differences
 from mindlab.mind import read_mind
 from mindlab.notebook import LossCurve, setup
 from mindlab.predictions import case_offsets, from_scores, ranks, read_predictions, seed_files
-from mindlab.recommenders import CROSS, CROSS_ENCODERS, PAIRS, UNTRAINED, make_cross_encoder, make_recommender
-from mindlab.recommenders.base import keep_candidates, score_without_labels
-from mindlab.recommenders.cross_encoder import NOTHING, CrossEncoder, Settings
+from mindlab.recommenders import make_recommender, pairs_among
+from mindlab.recommenders.base import UNTRAINED, keep_candidates, score_without_labels
+from mindlab.recommenders.cross_encoder import CROSS, FOLDER, make
+from mindlab.recommenders.cross_encoder.model import NOTHING, CrossEncoder, Settings
 from mindlab.retrieval import rerank
 
 # %% tags=["parameters"]
@@ -54,8 +55,8 @@ out = "runs/notebook_10"
 setup(data, seed)
 plt.rcParams.update({"figure.figsize": (7, 3), "figure.dpi": 80, "figure.constrained_layout.use": True})
 mind = read_mind(data)
-news, splits = mind.news, protocols.dev_splits(mind)
-rows = protocols.limit(len(splits["test"]), n_test, seed)
+news, splits = mind.news, tasks.Dev().splits(mind)
+rows = tasks.limit(len(splits["test"]), n_test, seed)
 test = splits["test"].take(rows)
 
 # %% [markdown]
@@ -140,7 +141,7 @@ assert apart[0] < 1e-4 < apart[1]
 names = ["popularity", "category", "minilm", CROSS, CROSS + UNTRAINED]
 request = Request(data, limit=n_test, seed=seed, n_seeds=n_seeds, cross_pairs=most_pairs)
 runs = compare(request, names, Path(out))
-pairs = [pair for pair in PAIRS if set(pair) <= set(names)]
+pairs = pairs_among(names)
 context = {"title": "A BERT that reads reader and candidate together", "data": data, "synthetic": True}
 board = reporting.leaderboard(runs, pairs=pairs, context=context)
 table = pd.DataFrame(board["rows"]).set_index("name")
@@ -168,7 +169,7 @@ assert min(row["seeds"] for row in more["rows"]) > 2
 # What it trained is kept, so that fitting again takes no training. This is what the validation day saw:
 
 # %%
-models = [make_cross_encoder(CROSS, pairs=most_pairs) for _ in range(n_seeds)]
+models = [make(pairs=most_pairs) for _ in range(n_seeds)]
 figure, axes = plt.subplots()
 for k, model in enumerate(models):
     model.fit(splits["train"], news, splits["valid"], np.random.default_rng(seed + k))
@@ -220,7 +221,7 @@ found = []
 for model in (control, untrained):
     scores = score_without_labels(model, easy["test"], news)
     frame = from_scores("test", easy["test"], news, scores)
-    found.append(evaluate(frame, protocol="dev"))
+    found.append(evaluate(frame))
 gain = paired_differences(*found)["auc"]
 print(f"trained on easy labels {found[0].summary['auc']:.3f}, untrained {found[1].summary['auc']:.3f}")
 print(reporting.difference_text(gain), reporting.verdict(gain))
@@ -253,7 +254,7 @@ for name, model in {CROSS: models[0], "minilm": make_recommender("minilm")}.item
         read_predictions(Path(out) / name / "predictions.parquet"),
         from_scores("test", test, news, foreign, case_ids=rows),
     )
-    own, other = (evaluate(frame, protocol="dev") for frame in frames)
+    own, other = (evaluate(frame) for frame in frames)
     gain = paired_differences(own, other)["auc"]
     lines[name] = {
         "own": own.summary["auc"],
@@ -319,7 +320,7 @@ stages = {}
 for k in steps:
     scores = [rerank(first["score"].to_numpy(), frame["score"].to_numpy(), offsets, k) for frame in frames]
     tables = [first.set_column(place, first.schema.field(place), [score]) for score in scores]
-    stages[k] = evaluate_seeds(tables, protocol="dev")
+    stages[k] = evaluate_seeds(tables)
 
 # %%
 lines = []
@@ -364,7 +365,7 @@ assert lines["pairs read"].is_monotonic_increasing
 # %% tags=["solution"]
 alone = score_without_labels(models[0], stranger, news)
 spread = pd.Series(alone).groupby(test.news).agg(np.ptp).max()
-found = evaluate(from_scores("test", test, news, alone), protocol="dev").summary
+found = evaluate(from_scores("test", test, news, alone)).summary
 print(
     f"one score a news, up to {spread:.0e}; AUC {found['auc']:.3f} [{found['auc_low']:.3f}, {found['auc_high']:.3f}]"
 )
@@ -376,7 +377,7 @@ assert spread < 1e-3
 # rankings stay alike?
 
 # %% tags=["solution"]
-model = make_cross_encoder(CROSS, pairs=most_pairs)
+model = make(pairs=most_pairs)
 model.fit(splits["train"], news, splits["valid"], np.random.default_rng(seed))
 model.settings = replace(model.settings, history_length=1)
 last = score_without_labels(model, test, news)
@@ -427,7 +428,7 @@ assert np.array_equal(ranks(fast, few.offsets), ranks(slow, few.offsets))
 # %%
 made = [
     *sorted(Path(out).rglob("predictions*.parquet")),
-    *sorted(CROSS_ENCODERS.glob(f"{CROSS}-*/model/*.safetensors")),
+    *sorted(FOLDER.glob(f"{CROSS}-*/model/*.safetensors")),
 ]
 display(
     pd.DataFrame(

@@ -23,9 +23,8 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import protocols, published
+from mindlab import published, tasks
 from mindlab import report as reporting
-from mindlab.alpaca import neutral_titles
 from mindlab.chat import ChatTemplate
 from mindlab.compare import Request, compare
 from mindlab.llm import predict, rows
@@ -34,9 +33,10 @@ from mindlab.metrics import evaluate, paired_differences
 from mindlab.mind import read_mind
 from mindlab.notebook import StopAfter, batches_bar, setup
 from mindlab.predictions import from_scores
-from mindlab.prompts import PreferenceSummary, Summary, SummaryParts
-from mindlab.records import batched
+from mindlab.prompts import PreferenceSummary, Summary, SummaryParts, neutral_titles
+from mindlab.prompts.records import batched
 from mindlab.summaries import BLOCK, Summariser, read_summary
+from mindlab.tasks import sampled
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -55,8 +55,8 @@ setup(data, seed)
 plt.rcParams.update({"figure.figsize": (7, 3), "figure.dpi": 80, "figure.constrained_layout.use": True})
 mind = read_mind(data)
 news, titles = mind.news, neutral_titles(mind.news)
-splits = protocols.splits_of("sampled", mind, seed)
-test = splits["test"].take(protocols.limit(len(splits["test"]), n_test, seed))
+splits = sampled.Sampled().splits(mind, seed)
+test = splits["test"].take(tasks.limit(len(splits["test"]), n_test, seed))
 lengths = np.diff(test.history_offsets)[test.history]
 
 # %% [markdown]
@@ -84,8 +84,8 @@ print("\nrecurrent, second round:", ask.update("(the summary so far)", blocks[1]
 target = test.news[test.labels == 1]
 seen = [target[k] in test.reader_history(k) for k in range(len(test))]
 print(f"{len(test)} readers with {lengths.min()} to {lengths.max()} clicks before the one asked for")
-assert protocols.INTERACTIONS[0] <= lengths.min()
-assert lengths.max() <= protocols.INTERACTIONS[1]
+assert sampled.INTERACTIONS[0] <= lengths.min()
+assert lengths.max() <= sampled.INTERACTIONS[1]
 assert not any(seen)
 
 # %% [markdown]
@@ -207,7 +207,7 @@ figure, axes = plt.subplots()
 order = table["recall5"].astype(float).sort_values()
 ends = table.loc[order.index, ["recall5_low", "recall5_high"]].sub(order, axis=0).abs().T
 axes.errorbar(order, order.index, xerr=ends.astype(float).to_numpy(), fmt="o", capsize=3)
-axes.axvline(5 / (1 + protocols.NEGATIVES), color="grey", linestyle="--")
+axes.axvline(5 / (1 + sampled.NEGATIVES), color="grey", linestyle="--")
 axes.set_xlabel("Recall@5 with 95 % intervals; dashed: chance")
 plt.show()
 
@@ -286,7 +286,7 @@ for name, summaries in {"own": own, "another's": foreign}.items():
     score, _ = predict.make_scorer(asked, mind, written=summaries)
     scored = np.concatenate([one.scores for one in score(test.without_labels())])
     frame = from_scores("test", test, news, scored)
-    found[name] = evaluate(frame, protocol="sampled")
+    found[name] = evaluate(frame, sampled.Sampled.metrics)
 gain = paired_differences(found["own"], found["another's"])
 for metric in ("recall5", "auc"):
     print(metric, reporting.difference_text(gain[metric]), reporting.verdict(gain[metric]))
@@ -297,7 +297,7 @@ assert gain["auc"]["low"] < gain["auc"]["high"]
 # **2 Change.** Show all titles and no summary. What does that cost in tokens, and what does it bring?
 
 # %% tags=["solution"]
-longest = protocols.INTERACTIONS[1]
+longest = sampled.INTERACTIONS[1]
 run = predict.predict(
     predict.Request(
         data, "sampled", "summary", model, template, limit=n_test, seed=seed, history_length=longest

@@ -25,7 +25,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from IPython.display import SVG, Markdown, display
 
-from mindlab import protocols, recprompt
+from mindlab import recprompt, tasks
 from mindlab import report as reporting
 from mindlab.blend import blend_tables, choose_weights, make_blend, z_scores
 from mindlab.compare import Request, compare
@@ -57,8 +57,8 @@ get = f"python scripts/download_mind.py --size recprompt --accept-licence --out 
 if not (ROOT / data).exists():
     raise UserError(f"{data}: no such folder; these impressions are MIND, read its licence, then: {get}")
 setup(Path(data) / "dev", seed)
-mind = read_mind(data, protocols.folders_of("dev", "test", data))
-news, splits = mind.news, protocols.dev_splits(mind)
+mind = read_mind(data, tasks.task_of("dev").files("test", data))
+news, splits = mind.news, tasks.Dev().splits(mind)
 test, valid = splits["test"], splits["valid"]
 
 # %% [markdown]
@@ -302,7 +302,7 @@ print(f"the most clicked have {per_news[0]} and {per_news[1]}, the first ten {pe
 # %%
 favourite = np.bincount(clicked).argmax()
 liking, nothing = (
-    evaluate(from_scores("test", test, news, scores), protocol="dev")
+    evaluate(from_scores("test", test, news, scores))
     for scores in ((test.news == favourite).astype(float), np.zeros(len(test.news)))
 )
 compared = {"one liked headline": (liking, nothing)}
@@ -384,6 +384,7 @@ what = {"auc": "whole", "auc_appeal": "appeal", "auc_personal": "personal"}
 for name in [*topic, *click]:
     row = known.get(name)
     print(f"{name}:", f"tuned on {row.get('trained_on') or 'nothing'}" if row else "not in this table yet")
+
 
 # %%
 def tell(tuned, untrained):
@@ -517,7 +518,7 @@ bonus = np.random.default_rng(seed).normal(size=code.max() + 1)[code]
 liked = frame.set_column(
     frame.schema.get_field_index("score"), "score", pa.array(frame["score"].to_numpy() + bonus)
 )
-before, after = (evaluate(one, protocol="dev").summary for one in (frame, liked))
+before, after = (evaluate(one).summary for one in (frame, liked))
 print({name: (round(before[name], 3), round(after[name], 3)) for name in what})
 assert np.isclose(before["auc_personal"], after["auc_personal"])
 assert before["auc_appeal"] != after["auc_appeal"]
@@ -533,7 +534,7 @@ vectors = unit(news_vectors(news, MiniLMEncoder(), CACHE).values[:, 0])
 strengths = [1.0, 3.0, LME.strength, 30.0]
 scores = reader_scores(valid, vectors, [Reader("lme", strength) for strength in strengths])
 tried = {
-    strength: evaluate(from_scores("valid", valid, news, one), protocol="dev")
+    strength: evaluate(from_scores("valid", valid, news, one))
     for strength, one in zip(strengths, scores, strict=True)
 }
 print({strength: round(one.summary["auc"], 3) for strength, one in tried.items()})
@@ -562,8 +563,7 @@ halves = [
 ]
 best_weights = choose_weights(halves[0], three)
 with_chosen, with_equal = (
-    evaluate(blend_tables(halves[1], list(some), three), protocol="dev")
-    for some in (best_weights, [1 / 3] * 3)
+    evaluate(blend_tables(halves[1], list(some), three)) for some in (best_weights, [1 / 3] * 3)
 )
 gain = paired_differences(with_chosen, with_equal)["auc"]
 print(best_weights.round(2), reporting.difference_text(gain), reporting.verdict(gain))

@@ -26,15 +26,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindlab import cli, kept, protocols
+from mindlab import cli, kept
 from mindlab import report as reporting
 from mindlab.blend import BLENDS, make_blend
-from mindlab.compare import ORACLE, Request, compare, names_of
+from mindlab.compare import Request, compare, names_of
 from mindlab.errors import UserError
 from mindlab.llm import rows
 from mindlab.mind import read_mind
-from mindlab.recommenders import LEARNED, NEEDS_LLM, PAIRS, SIMPLE
+from mindlab.recommenders import METHODS
 from mindlab.recommenders.oracle import FILE_NAME
+from mindlab.tasks import task_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 from scripts import compare as comparing
@@ -121,7 +122,7 @@ def make(name: str, since: str) -> list[tuple[str, list[dict], dict[str, Any]]]:
         usual = [*names_of(protocol), *rows.names_of(protocol), *BLENDS]
         wanted, limit = list(dict.fromkeys([*wanted, *usual])), None
     runs = {row: run for row in wanted if (run := kept_run(name, row))}
-    cheap = [row for row in wanted if row not in runs and row in (*SIMPLE, ORACLE) and row not in NEEDS_LLM]
+    cheap = [row for row in wanted if row not in runs and is_cheap(row)]
     with tqdm(cheap, unit=" methods", desc=name, file=sys.stderr) as bar:
         request = Request(board.data, protocol, limit=limit)
         made = compare(request, cheap, OUT / name, lambda _: comparing.named(bar))
@@ -131,9 +132,9 @@ def make(name: str, since: str) -> list[tuple[str, list[dict], dict[str, Any]]]:
             runs[row] = make_blend(row, [runs[part] for part in BLENDS[row]], OUT / name)
 
     mind = read_mind(board.data)
-    splits = protocols.splits_of(protocol, mind, request.seed)
+    splits = task_of(protocol).splits(mind, request.seed)
     n, some = len(splits["test"]), first["n_impressions"]
-    notes = comparing.notes_of(protocol, splits["test"].take(protocols.limit(n, limit, request.seed)))
+    notes = task_of(protocol).notes(splits["test"].take(limit(n, limit, request.seed)))
     if not name.startswith(COMPARE):
         notes.append(demo.ONE_SEED)
     left = [row for row in wanted if row not in runs]
@@ -144,7 +145,7 @@ def make(name: str, since: str) -> list[tuple[str, list[dict], dict[str, Any]]]:
         )
     tables = [(name, list(runs), some)]
     if name == COMPARE:
-        whole = [row for row in runs if row in {*SIMPLE, *BLENDS, ORACLE}]
+        whole = [row for row in runs if row in BLENDS or (row in METHODS and not METHODS[row].is_costly)]
         tables = [(f"{name}/all", whole, n), *tables]
     result = []
     for place, here, size in tables:
@@ -159,7 +160,7 @@ def make(name: str, since: str) -> list[tuple[str, list[dict], dict[str, Any]]]:
             "command": board.again,
             "notes": [*notes, *more],
         }
-        cases = protocols.limit(n, size, request.seed)
+        cases = limit(n, size, request.seed)
         after = reporting.leaderboard(
             [runs[row] for row in here], pairs=pairs_of(before, here), cases=cases, context=context
         )
@@ -174,6 +175,11 @@ def make(name: str, since: str) -> list[tuple[str, list[dict], dict[str, Any]]]:
         kept.update(Path(board.document), FOLDER / place, reporting.as_text(after))
         result.append((place, before, after))
     return result
+
+
+def is_cheap(row: str) -> bool:
+    """Return whether a row is made in minutes and without a language model."""
+    return row in METHODS and not METHODS[row].is_costly and not METHODS[row].needs_llm
 
 
 def read_rows(place: str, commit: str | None = None) -> list[dict[str, Any]]:
@@ -207,7 +213,8 @@ def pairs_of(before: Iterable[dict[str, Any]], here: Sequence[str]) -> list[tupl
     """Return the pairs to compare: those of the board as it was, and those that a board of these rows has."""
     known = [(row["name"], entry["against"]) for row in before for entry in row["paired"]]
     pairs = [pair for pair in known if pair[1] != reporting.DEFAULT_REFERENCE]
-    pairs += [*PAIRS, *rows.PAIRS, *rows.SAMPLED_PAIRS]
+    pairs += [(name, other) for name, method in METHODS.items() for other in method.against]
+    pairs += [*rows.PAIRS, *rows.SAMPLED_PAIRS]
     pairs += [(blend, part) for blend, parts in BLENDS.items() for part in parts]
     return [pair for pair in dict.fromkeys(pairs) if set(pair) <= set(here)]
 
@@ -216,10 +223,13 @@ def keep_costs(board: dict[str, Any], before: Iterable[dict[str, Any]], data: st
     """Give rows that were on the board the costs that they had; say of older runs what they were trained on."""
     known = {row["name"]: row for row in before}
     for row in board["rows"]:
-        old, manifest = known.get(row["name"], {}), board["manifests"][row["name"]]
+        name = row["name"]
+        old, manifest = known.get(name, {}), board["manifests"][name]
         row |= {cost: old[cost] for cost in reporting.COSTS if cost in old}
         if "trained_on" not in manifest and "parts" not in manifest.get("request", {}):
-            is_trained = row["name"] in LEARNED or manifest.get("request", {}).get("adapter")
+            is_trained = (name in METHODS and METHODS[name].is_learned) or manifest.get("request", {}).get(
+                "adapter"
+            )
             row["trained_on"] = data if is_trained else None
 
 

@@ -19,12 +19,12 @@ import numpy as np
 from mindlab import cli
 from mindlab.errors import UserError
 from mindlab.files import write_text
+from mindlab.leak_rule import leak_rule
 from mindlab.metrics import answer_metrics
 from mindlab.mind import read_mind
-from mindlab.protocols import seed_splits
 from mindlab.published import LLM_TRSR
-from mindlab.recommenders.leak_rule import leak_rule
 from mindlab.statistics import describe, table
+from mindlab.tasks import Seed
 
 SAMPLE = "data/sample"
 
@@ -45,7 +45,7 @@ def statistics() -> str:
 
 def leak() -> str:
     """Return what the leak rule scores on the tutorial's test records of the sample."""
-    test = seed_splits(read_mind(SAMPLE), 42)["test"]
+    test = Seed().splits(read_mind(SAMPLE), 42)["test"]
     found = answer_metrics(leak_rule(test, np.full(len(test), -1)), test.labels[test.offsets[1:] - 1])
     return (
         f"accuracy {found['accuracy']:.3f}, precision {found['precision']:.3f}, recall {found['recall']:.3f}, "

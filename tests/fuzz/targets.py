@@ -25,7 +25,10 @@ from mindlab import plan as planning
 from mindlab.errors import UserError
 from mindlab.llm.predict import template_of
 from mindlab.mind import read_mind
+from mindlab.prompts import trained_for
 from mindlab.published import GPUS
+from mindlab.tasks import TASKS
+from mindlab.tasks.base import USER
 from tests.handmade import make_run, random_impressions
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -140,16 +143,16 @@ def check_folder(folder: Path) -> None:
 def build_from_mind(folder: Path) -> None:
     """Build every format of whatever the reader takes; a split may hold one impression, or no label."""
     refusals = []
-    for protocol, forms in alpaca.FORMATS_OF.items():
-        for form in forms:
+    for task in TASKS.values():
+        for form in trained_for(task):
             try:
                 run_script(
-                    "build_dataset", "--data", str(folder), "--protocol", protocol, "--format", form, "--missing", "drop",
+                    "build_dataset", "--data", str(folder), "--protocol", task.name, "--format", form.name, "--missing", "drop",
                     "--out", str(folder / "out"), "--interests", "0",
                 )  # fmt: skip
             except UserError as error:
                 check_line(str(error))
-                if protocol != "sampled":  # which these few readers are too short for
+                if task.case != USER:  # which these few readers are too short for
                     refusals.append(error)
     if refusals:
         raise refusals[0]

@@ -20,7 +20,7 @@ from torch.nn import functional
 
 from mindlab.embeddings import MiniLMEncoder
 from mindlab.mind import Impressions, News
-from mindlab.recommenders.base import late_rows, mean_auc, training_labels, used_histories
+from mindlab.recommenders.base import Recommender, late_rows, mean_auc, training_labels, used_histories
 from mindlab.recommenders.embedding import CHUNK, EmbeddingCosine
 from mindlab.recommenders.past import PastLog
 
@@ -211,15 +211,13 @@ class LSTURModel(Model):
         return torch.where((lengths > 0).unsqueeze(1), last[0], start[0])
 
 
-class Neural:
+class Neural(Recommender):
     """A recommender around one of the models: training with early stopping, and scoring.
 
     The number of epochs is chosen on `valid` by a model of the days before it; the model is then trained for
     that many epochs on all of `train`. With `most_epochs=0` it stays as it was drawn: the row that a trained one is
     to be compared with. `news` gives `VectorNRMSModel` its vectors.
     """
-
-    track = "static"
 
     def __init__(
         self,

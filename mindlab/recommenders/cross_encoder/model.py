@@ -31,13 +31,14 @@ from transformers import (
     TrainingArguments,
 )
 
-from mindlab.alpaca import neutral_titles
 from mindlab.cli import batches_bar
 from mindlab.embeddings import minilm_folder, quiet_transformers
 from mindlab.errors import UserError
 from mindlab.files import lock, sha256, write_json
 from mindlab.mind import Impressions, News
+from mindlab.prompts import neutral_titles
 from mindlab.recommenders.base import (
+    Recommender,
     keep_candidates,
     late_rows,
     mean_auc,
@@ -104,7 +105,7 @@ class Pairs(torch.utils.data.Dataset):
         return pair if self.rows.labels is None else pair | {"label": float(self.rows.labels[place])}
 
 
-class CrossEncoder:
+class CrossEncoder(Recommender):
     """Score = the logit that a fine-tuned encoder gives the pair of history and candidate.
 
     It starts from an encoder's weights and a new head of one logit, which is trained, with all the rest, by binary
@@ -118,8 +119,6 @@ class CrossEncoder:
     With a `folder` a training keeps checkpoints there and goes on from the last one, and what is
     trained is read and not trained again. Without, nothing is left behind.
     """
-
-    track = "static"
 
     def __init__(
         self,

@@ -5,19 +5,16 @@ job alone, so any ordered map may run them (`mindlab.alpaca.build`).
 """
 
 import json
-import re
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass, field, replace
 from itertools import islice
-from json.encoder import encode_basestring
 from typing import Any
 
 import numpy as np
 import pyarrow as pa
-import pyarrow.compute as pc
 
 from mindlab.mind import Impressions
-from mindlab.prompts import LikesDislikes, Record, yes_no
+from mindlab.prompts.base import Prompt, Record, yes_no
 
 IMPRESSIONS = 4096  # in a block of the tutorial's samples
 RECORDS = 256  # in a block of any other's
@@ -53,7 +50,7 @@ class Shortening:
             setattr(self, name, max(mine, value) if name == "longest" else mine + value)
 
 
-def fit_budget(form: Any, parts: Any, tokens: int, budget: Budget, done: Shortening) -> Record:
+def fit_budget(form: Prompt, parts: Any, tokens: int, budget: Budget, done: Shortening) -> Record:
     """Return the record of `parts`, of about `tokens` tokens, with as few titles left out as make it fit.
 
     A record that is too long even at its shortest is returned at its shortest and counted in
@@ -93,7 +90,7 @@ def fit_budget(form: Any, parts: Any, tokens: int, budget: Budget, done: Shorten
     return record
 
 
-def records(form: Any, parts: Iterable[Any], budget: Budget | None, done: Shortening) -> Iterator[Record]:
+def records(form: Prompt, parts: Iterable[Any], budget: Budget | None, done: Shortening) -> Iterator[Record]:
     """Yield the record of every sample, made to fit the budget if there is one."""
     if budget is None:
         yield from map(form.record, parts)
@@ -130,7 +127,7 @@ class Part:
 class RecordWriter:
     """Turns lists of a format's parts into JSON."""
 
-    form: Any
+    form: Prompt
     budget: Budget | None
 
     def __call__(self, parts: list[Any]) -> Part:
@@ -140,62 +137,6 @@ class RecordWriter:
         text = "".join(f",\n{json.dumps(record, ensure_ascii=False)}" for record in found)
         yes = sum(record["output"] == yes_no(True) for record in found)
         return Part(text.encode("utf-8"), len(found), yes, done)
-
-
-class TutorialWriter:
-    """Turns impressions into the JSON of `likes_dislikes_parts`, a hundred times faster than record by record.
-
-    JSON escapes text letter by letter, so a title is escaped once and not at each of its showings. What is left is to
-    lay pieces end to end, the fixed words of the prompt and the titles: one gather over a dictionary of all pieces,
-    whose result is the file's bytes.
-    """
-
-    def __init__(self, form: LikesDislikes, titles: np.ndarray):
-        """Take the neutralised `titles` of the whole catalogue, str (n_news,)."""
-        texts = {name: json.dumps(text, ensure_ascii=False)[1:-1] for name, text in form.text.items()}
-        start = f',\n{{"system": "{texts["system"]}", "instruction": "{texts["instruction"]}", "input": "'
-        before, after_history, after_likes, after_dislikes, end = re.split(r"\{\w+\}", texts["input"])
-        answers = [f'{end}", "output": "{yes_no(is_click)}"}}' for is_click in (False, True)]
-        fixed = [
-            f"{start}{before}{texts['no_history']}",
-            start + before,
-            after_history,
-            after_likes,
-            after_dislikes,
-        ]
-        bare = pa.array([encode_basestring(title)[1:-1] for title in titles.tolist()], pa.string())
-        quoted = pc.binary_join_element_wise('\\"', bare, '\\"', "")
-        listed = pc.binary_join_element_wise(", ", quoted, "")
-        self._pieces = pa.concat_arrays([pa.array([*fixed, *answers]), bare, quoted, listed])
-        n_fixed = len(fixed) + len(answers)
-        self._bare, self._first, self._next = (n_fixed + k * len(titles) for k in range(3))
-
-    def __call__(self, block: Impressions) -> Part:
-        """Return the records of a block of `blocks`, whose histories are cut to what the prompt shows."""
-        n = len(block)
-        owner = np.repeat(np.arange(n), np.diff(block.offsets))
-        last = block.offsets[1:] - 1
-        is_sibling = np.ones(len(owner), bool)
-        is_sibling[last] = False
-        is_click = block.labels == 1
-        lists = [(np.repeat(np.arange(n), np.diff(block.history_offsets)), block.history_news)]
-        lists += [(owner[mask], block.news[mask]) for mask in (is_sibling & is_click, is_sibling & ~is_click)]
-        sizes = np.array([np.bincount(rows, minlength=n) for rows, _ in lists])
-        # Each list stands between two fixed pieces; the target and the answer come last.
-        starts = np.cumsum(np.concatenate([[0], sizes.sum(axis=0)[:-1] + 6]))
-        pieces = np.empty(int(sizes.sum()) + 6 * n, np.int32)
-        pieces[starts] = sizes[0] > 0
-        place = starts
-        for k, (rows, news) in enumerate(lists):
-            rank = np.arange(len(rows)) - (np.cumsum(sizes[k]) - sizes[k])[rows]
-            pieces[place[rows] + 1 + rank] = news + np.where(rank == 0, self._first, self._next)
-            place = place + 1 + sizes[k]
-            pieces[place] = 2 + k
-        pieces[place + 1] = self._bare + block.news[last]
-        pieces[place + 2] = 5 + is_click[last]
-        found = self._pieces.take(pa.array(pieces))
-        end = np.frombuffer(found.buffers()[1], np.int32)[len(pieces)]
-        return Part(found.buffers()[2][: int(end)], n, int(is_click[last].sum()))
 
 
 def blocks(impressions: Impressions, history_length: int) -> Iterator[Impressions]:

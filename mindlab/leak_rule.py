@@ -1,7 +1,6 @@
-"""Two answers to the tutorial's `seed` task that look at no news at all.
+"""Two answers to the tutorial's question that look at no news at all.
 
-These are **not** recommenders: they read the labels of the impression that they answer for. That is
-the point. The tutorial's prompt shows the clicks among the other candidates, and every impression of
+They read the labels of the impression that they answer for. That is the point. The tutorial's prompt shows the clicks among the other candidates, and every impression of
 MIND has at least one click; so a prompt without likes gives its answer away.
 """
 

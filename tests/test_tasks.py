@@ -1,4 +1,4 @@
-"""mindlab.protocols: who trains, who tests, by hand and at MIND's own size."""
+"""mindlab.tasks: who trains, who tests, by hand and at MIND's own size."""
 
 from dataclasses import replace
 from pathlib import Path
@@ -8,18 +8,10 @@ import pytest
 
 from mindlab.errors import UserError
 from mindlab.mind import Impressions, Mind, read_mind
-from mindlab.protocols import (
-    INTERACTIONS,
-    NEGATIVES,
-    dev_splits,
-    folders_of,
-    limit,
-    sampled_impressions,
-    seed_splits,
-    short_share,
-    splits_of,
-)
 from mindlab.synthetic import MINDSMALL
+from mindlab.tasks import Dev, Seed, limit, task_of
+from mindlab.tasks.sampled import INTERACTIONS
+from mindlab.tasks.sampled_impression import NEGATIVES, sampled_impressions, short_share
 from tests.handmade import make_impressions, make_news, random_impressions
 
 
@@ -49,7 +41,7 @@ def week() -> Mind:
 
 def test_the_seed_split_of_mindsmall_has_the_tutorials_sizes():
     whole = plain_impressions(MINDSMALL["train"])
-    splits = seed_splits(Mind(make_news(["a", "b"]), {"train": whole}, {}), 42)
+    splits = Seed().splits(Mind(make_news(["a", "b"]), {"train": whole}, {}), 42)
     assert {name: len(split) for name, split in splits.items()} == {"train": 125_572, "test": 31_393}
     ids = np.concatenate([splits["train"].ids, splits["test"].ids])
     assert (np.sort(ids) == whole.ids).all()
@@ -60,12 +52,12 @@ def test_the_seed_split_of_mindsmall_has_the_tutorials_sizes():
 
 def test_the_seed_split_follows_its_seed():
     mind = Mind(make_news(["a", "b"]), {"train": plain_impressions(50)}, {})
-    first, again, other = (seed_splits(mind, seed)["test"].ids.tolist() for seed in (1, 1, 2))
+    first, again, other = (Seed().splits(mind, seed)["test"].ids.tolist() for seed in (1, 1, 2))
     assert first == again != other
 
 
 def test_dev_splits_by_day(week):
-    splits = splits_of("dev", week, seed=0)
+    splits = task_of("dev").splits(week, 0)
     assert list(splits) == ["fit", "valid", "train", "test"]
     days = {name: sorted({str(t)[8:10] for t in split.times}) for name, split in splits.items()}
     assert days["fit"] == ["09", "10", "11", "12", "13"]
@@ -78,7 +70,7 @@ def test_dev_splits_by_day(week):
 
 
 def test_dev_splits_without_a_dev_file_have_no_test(week):
-    assert list(dev_splits(replace(week, splits={"train": week.splits["train"]}))) == [
+    assert list(Dev().splits(replace(week, splits={"train": week.splits["train"]}))) == [
         "fit",
         "valid",
         "train",
@@ -87,28 +79,28 @@ def test_dev_splits_without_a_dev_file_have_no_test(week):
 
 def test_a_protocol_that_is_not_there_is_the_users_to_mend(week):
     with pytest.raises(UserError, match="protocol 'mine': expected seed, dev, sampled"):
-        splits_of("mine", week, 0)
+        task_of("mine").splits(week, 0)
     with pytest.raises(UserError, match="no train split, only dev"):
-        seed_splits(replace(week, splits={"dev": week.splits["dev"]}), 0)
+        Seed().splits(replace(week, splits={"dev": week.splits["dev"]}), 0)
     bare = {"train": week.splits["train"].without_labels()}
     with pytest.raises(UserError, match="carries no labels"):
-        dev_splits(replace(week, splits=bare))
+        Dev().splits(replace(week, splits=bare))
 
 
 def test_data_without_a_training_split_chooses_on_valid_and_reports_on_dev(week):
     valid, dev = week.splits["train"].take([0, 1, 2]), week.splits["dev"]
     bare = replace(week, splits={"valid": valid, "dev": dev})
-    assert dev_splits(bare) == {"valid": valid, "test": dev}
-    for name, part in splits_of("sampled-impression", bare, 0).items():
+    assert Dev().splits(bare) == {"valid": valid, "test": dev}
+    for name, part in task_of("sampled-impression").splits(bare, 0).items():
         assert part.ids.tolist() == {"valid": valid, "test": dev}[name].ids.tolist()
     for protocol in ("seed", "sampled"):
         with pytest.raises(
             UserError, match=f"protocol {protocol} needs a training split, .* only valid, dev"
         ):
-            splits_of(protocol, bare, 0)
+            task_of(protocol).splits(bare, 0)
     # Where there is a training split, its last day is the one to choose on.
-    both = splits_of("dev", replace(week, splits={**week.splits, "valid": valid}), 0)
-    assert both["valid"].ids.tolist() == splits_of("dev", week, 0)["valid"].ids.tolist()
+    both = task_of("dev").splits(replace(week, splits={**week.splits, "valid": valid}), 0)
+    assert both["valid"].ids.tolist() == task_of("dev").splits(week, 0)["valid"].ids.tolist()
     assert list(both) == ["fit", "valid", "train", "test"]
 
 
@@ -120,18 +112,18 @@ def test_the_folders_that_a_protocol_reads(tmp_path):
         return tmp_path
 
     # Where something is wrong with the data, the one who reads it says what.
-    assert folders_of("dev", "test", tmp_path / "absent") == ("train", "dev")
-    assert folders_of("seed", "test", make("dev")) == ("train",)
-    assert folders_of("dev", "test", make("valid")) == ("valid", "dev")
-    assert folders_of("sampled-impression", "valid", tmp_path) == ("valid", "dev")
+    assert task_of("dev").files("test", tmp_path / "absent") == ("train", "dev")
+    assert task_of("seed").files("test", make("dev")) == ("train",)
+    assert task_of("dev").files("test", make("valid")) == ("valid", "dev")
+    assert task_of("sampled-impression").files("valid", tmp_path) == ("valid", "dev")
     for protocol in ("seed", "sampled"):
         with pytest.raises(
             UserError, match=f"protocol {protocol} needs a training split, and .* only valid, dev"
         ):
-            folders_of(protocol, "test", tmp_path)
-    assert folders_of("dev", "test", make("MINDsmall_train")) == ("train", "dev")
-    assert folders_of("dev", "submission", tmp_path) == ("train", "dev", "test")
-    assert folders_of("seed", "test", tmp_path / "dev") == ("train",)  # one split's folder
+            task_of(protocol).files("test", tmp_path)
+    assert task_of("dev").files("test", make("MINDsmall_train")) == ("train", "dev")
+    assert task_of("dev").files("submission", tmp_path) == ("train", "dev", "test")
+    assert task_of("seed").files("test", tmp_path / "dev") == ("train",)  # one split's folder
 
 
 def test_limit_is_a_seeded_ascending_choice():
@@ -186,7 +178,7 @@ def test_sampled_impressions_have_one_click_and_others_of_the_same_impression():
 
 def test_sampled_asks_for_the_last_click():
     mind = read_mind(Path(__file__).parents[1] / "data/sample")
-    splits = splits_of("sampled", mind, 7)
+    splits = task_of("sampled").splits(mind, 7)
     known = {}
     for part in mind.splits.values():
         for i, user in enumerate(part.users):
@@ -206,10 +198,10 @@ def test_sampled_asks_for_the_last_click():
             assert history.tolist() == whole[whole != whole[-1]][-INTERACTIONS[1] :].tolist()
             assert INTERACTIONS[0] <= len(history) <= INTERACTIONS[1]
     assert test.labels[test.offsets[:-1]].mean() < 0.2
-    again = splits_of("sampled", mind, 7)["test"]
+    again = task_of("sampled").splits(mind, 7)["test"]
     assert np.array_equal(again.news, test.news)
 
 
 def test_sampled_needs_readers_with_clicks(week):
     with pytest.raises(UserError, match="readers with more than 10 clicks"):
-        splits_of("sampled", week, 0)
+        task_of("sampled").splits(week, 0)
