@@ -140,6 +140,7 @@ class Metric:
     label: str  # in tables
     by_click: Callable[[ClickRanks], ByClick] | None = None
     of: str = "score"  # what is ranked: the score, or a part of it (`taken_apart`)
+    chance: float | None = None  # of a random order, where that is the same for all impressions
 
 
 def _auc(ranks: ClickRanks) -> ByClick:
@@ -184,9 +185,9 @@ CUTOFFS = (3, 5, 10)
 METRICS = {
     metric.name: metric
     for metric in (
-        Metric("auc", "AUC", _auc),
-        Metric("auc_appeal", "appeal", _auc, of="appeal"),
-        Metric("auc_personal", "personal", _auc, of="personal"),
+        Metric("auc", "AUC", _auc, chance=0.5),
+        Metric("auc_appeal", "appeal", _auc, of="appeal", chance=0.5),
+        Metric("auc_personal", "personal", _auc, of="personal", chance=0.5),
         Metric("mrr", "MRR", _mrr),
         Metric("ndcg5", "nDCG@5", partial(_ndcg, k=5)),
         Metric("ndcg10", "nDCG@10", partial(_ndcg, k=10)),
@@ -467,7 +468,7 @@ def evaluate_seeds(frames: Sequence[pa.Table], metrics: Sequence[str] = USUAL) -
         UserError: as `evaluate`, and if the seeds did not score the same candidates.
     """
     first, *others = [evaluate(frame, metrics) for frame in frames]
-    names = [name for name in first.values if name != "accuracy"]
+    names = [name for name in first.values if METRICS[name].by_click]
     summary = first.summary | dict.fromkeys(f"{name}_seed_sd" for name in names)
     if not others:
         return Evaluation(summary, first.values, first.shares)

@@ -202,8 +202,8 @@ def leaderboard(
         one, base = by_name[name], by_name[against].evaluation
         difference = paired_differences(one.evaluation, base)
         entry: dict[str, Any] = {"against": against, **difference}
-        if "auc" in difference:
-            shares = one.evaluation.shares["auc"], base.shares["auc"]
+        shares = [evaluation.shares.get("auc") for evaluation in (one.evaluation, base)]
+        if all(shares):
             entry["of_clicked"] = shares[0].of_clicked(shares[1])
             by_users = shares[0].minus(shares[1], by_users=True)
             entry["by_users"] = {key: _number(getattr(by_users, key)) for key in ("mean", "low", "high")}
@@ -728,7 +728,8 @@ def _table_section(board: Mapping[str, Any], context: Mapping[str, Any]) -> str:
     """Return the table with intervals, one block of rows a track."""
     metrics = columns(board)
     reference = board["reference"]
-    against = [f"AUC minus {_e(reference)}"] if reference and "auc" in metrics else []
+    is_compared = reference and any(row.get("auc") is not None for row in board["rows"])
+    against = [f"AUC minus {_e(reference)}"] if is_compared else []
     head = "".join(f"<th>{text}</th>" for text in ["method", *(LABELS[m] for m in metrics), *against])
     bodies = []
     for title, why, rows in blocks(board):
@@ -837,7 +838,7 @@ def _forest_section(board: Mapping[str, Any]) -> str:
     groups = [group for group in groups if group[2]]
     if not groups:
         return ""
-    chance = 0.5 if metric == "auc" else None
+    chance = METRICS[metric].chance
     said = "The dashed line is 0.5, the AUC of a random order. " if chance else ""
     return (
         f'<section id="forest"><h2>{LABELS[metric][0].upper()}{LABELS[metric][1:]} with 95 % intervals</h2>'
@@ -936,8 +937,7 @@ def _slices_section(board: Mapping[str, Any], slices: Sequence[Mapping[str, Any]
             title = f"{_capital(row['question'])}: {row['slice']} ({row['n']:,})"
             groups.setdefault(row["question"], []).append((title, "static", dots))
     plots = "".join(
-        f"<figure>{_dots(group, metric, 0.5 if metric == 'auc' else None)}</figure>"
-        for group in groups.values()
+        f"<figure>{_dots(group, metric, METRICS[metric].chance)}</figure>" for group in groups.values()
     )
     body = "".join(f"<tbody>{''.join(lines)}</tbody>" for lines in bodies.values())
     return (

@@ -34,6 +34,7 @@ from mindlab.files import write_json
 from mindlab.metrics import (
     ANSWER_METRICS,
     METRICS,
+    PART_METRICS,
     USUAL,
     Evaluation,
     evaluate,
@@ -210,7 +211,7 @@ def table(summaries: list[dict[str, Any]]) -> str:
         remarks.setdefault("; ".join(said), []).append(name)
     notes = [f"{', '.join(who)}: {said}" if len(remarks) > 1 else said for said, who in remarks.items()]
     notes.insert(0, "95 % intervals in brackets")
-    if "auc_appeal" in ranked:
+    if set(PART_METRICS) & set(ranked):
         notes.insert(1, PARTS)
     return "\n\n".join(parts) + "\n\n" + "\n".join(notes)
 

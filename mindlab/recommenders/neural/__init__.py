@@ -6,7 +6,8 @@ from mindlab.embeddings import MiniLMEncoder
 from mindlab.recommenders.base import CLICKS, UNTRAINED, Method, Recommender
 from mindlab.recommenders.embedding import EmbeddingCosine
 
-KINDS = ("nrms", "naml", "lstur", "embeddings-nrms")
+OVER_VECTORS = "embeddings-nrms"
+KINDS = ("nrms", "naml", "lstur", OVER_VECTORS)
 
 
 def make(name: str, kind: str) -> Recommender:
@@ -14,7 +15,7 @@ def make(name: str, kind: str) -> Recommender:
     from mindlab.recommenders.neural.model import Neural, Settings  # imports torch: seconds
 
     settings = Settings(most_epochs=0) if name != kind else None
-    news = EmbeddingCosine(MiniLMEncoder()) if kind == "embeddings-nrms" else None
+    news = EmbeddingCosine(MiniLMEncoder()) if kind == OVER_VECTORS else None
     return Neural(name, settings, kind=kind, news=news)
 
 
