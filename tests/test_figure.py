@@ -10,10 +10,11 @@ from itertools import combinations
 
 import pytest
 
-from mindlab import figure, report
+from mindlab import figure
 from mindlab.errors import UserError
 from mindlab.figure import Row, forest
 from mindlab.published import PUBLISHED_METRICS, read_published
+from mindlab.report.page import STYLE
 from tests.conftest import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"
@@ -150,7 +151,7 @@ def test_texts_can_be_read_on_a_phone():
 
 def test_colours_are_those_of_the_page():
     names = {"first": "static", "second": "streaming", "apart": "ceiling"}
-    light, dark = report.STYLE.replace("\n", "").split("@media(prefers-color-scheme:dark)", 1)
+    light, dark = STYLE.replace("\n", "").split("@media(prefers-color-scheme:dark)", 1)
     for name, colours in figure.PALETTE.items():
         for style, colour in zip((light, dark), colours, strict=True):
             assert f"--{names.get(name, name)}:{colour}" in style

@@ -16,6 +16,7 @@ from mindlab import report
 from mindlab.errors import UserError
 from mindlab.metrics import evaluate, paired_differences
 from mindlab.predictions import read_predictions
+from mindlab.report.plots import place_labels
 from mindlab.slices import masks, measure_slices
 
 NEWS = make_news([f"title {i}" for i in range(40)])
@@ -430,7 +431,7 @@ def test_names_in_the_cost_plot_do_not_overlap():
     points.append(points[0])
     names = ["a-name-of-16-let"] * 10
     boxes = []
-    for (x, y), (side, moved) in zip(points, report.place_labels(points, names, 320.0), strict=True):
+    for (x, y), (side, moved) in zip(points, place_labels(points, names, 320.0), strict=True):
         left, right = sorted((6 * x + 8 * side, 6 * x + 8 * side * 17))
         boxes.append((left, right, y + moved - 8, y + moved + 8))
     for i, a in enumerate(boxes):
