@@ -17,8 +17,8 @@ from pathlib import Path
 import numpy as np
 
 from benchmarks.common import in_process, row, write
-from mindlab import cli
-from mindlab.runs import peak_memory_mb
+from mindlab.common import cli
+from mindlab.common.manifest import peak_memory_mb
 
 MINDSMALL_TRAIN = 156_965
 NEWS, BEHAVIORS = (
@@ -29,8 +29,8 @@ NEWS, BEHAVIORS = (
 
 def ours(data: Path, out: Path) -> None:
     """Build `seed` x `likes_dislikes` as scripts/build_dataset.py does without a model."""
-    from mindlab.alpaca import BuildOptions, build
-    from mindlab.mind import read_mind
+    from mindlab.data.mind import read_mind
+    from mindlab.finetune.alpaca import BuildOptions, build
 
     build(read_mind(data, ("train",)), BuildOptions("seed", "likes_dislikes"), out)
 
@@ -69,8 +69,8 @@ def tutorial(data: Path, out: Path) -> None:
 
 def stages(data: Path, out: Path) -> dict[str, float]:
     """Return the seconds of each stage of ours, and of writing and hashing as many bytes and nothing else."""
-    from mindlab.alpaca import BuildOptions, build
-    from mindlab.mind import read_mind
+    from mindlab.data.mind import read_mind
+    from mindlab.finetune.alpaca import BuildOptions, build
 
     clock = [time.perf_counter()]
     mind = read_mind(data, ("train",))
@@ -123,7 +123,7 @@ def main() -> None:
         )
         return
     if not (data / "train/behaviors.tsv").exists():
-        from mindlab.synthetic import make_sample
+        from mindlab.data.synthetic import make_sample
 
         make_sample(data, args.impressions, 1000, None, 1)
     times = [

@@ -14,8 +14,8 @@ from typing import Any
 
 import numpy as np
 
-from mindlab.files import write_json
-from mindlab.runs import provenance
+from mindlab.common.files import write_json
+from mindlab.common.manifest import provenance
 
 RESULTS = Path(__file__).parent / "results"
 

@@ -21,10 +21,10 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common import write
-from mindlab import cli
-from mindlab.intervals import Shares, mean_interval, ratio_intervals
-from mindlab.kept import put
-from mindlab.metrics import ranking_shares
+from mindlab.common import cli
+from mindlab.evaluation.intervals import Shares, mean_interval, ratio_intervals
+from mindlab.evaluation.metrics import ranking_shares
+from mindlab.runs.kept import put
 
 PAGE = Path("docs/intervals.md")
 SIZES = (150, 400, 1000)

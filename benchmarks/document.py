@@ -11,8 +11,9 @@ from collections.abc import Callable
 from typing import Any
 
 from benchmarks.common import RESULTS, Row
-from mindlab import cli, kept
-from mindlab.files import atomic_path, write_text
+from mindlab.common import cli
+from mindlab.common.files import atomic_path, write_text
+from mindlab.runs import kept
 
 DOCUMENT = RESULTS.parents[1] / "docs/performance.md"
 GROWTH_PLOT = DOCUMENT.with_name("growth.svg")

@@ -29,17 +29,18 @@ from typing import Any
 import numpy as np
 
 from benchmarks import common
-from mindlab import cli, factory, token_counts
-from mindlab import plan as planning
-from mindlab.alpaca import BuildOptions, build, is_built
-from mindlab.chat import ChatTemplate, import_factory
-from mindlab.files import write_json
-from mindlab.llm import predict
-from mindlab.mind import read_mind
-from mindlab.plan_report import TOKEN_BUDGET
+from mindlab.common import cli
+from mindlab.common.files import write_json
+from mindlab.common.manifest import data_hashes
+from mindlab.data.mind import read_mind
+from mindlab.finetune import factory
+from mindlab.finetune import plan as planning
+from mindlab.finetune.alpaca import BuildOptions, build, is_built
+from mindlab.finetune.plan_sources import GPUS
+from mindlab.llm import predict, token_counts
 from mindlab.prompts import neutral_titles
-from mindlab.published import GPUS
-from mindlab.runs import data_hashes
+from mindlab.prompts.chat import ChatTemplate, import_factory
+from mindlab.runs.plan_report import TOKEN_BUDGET
 from tests import tiny_glm
 
 SAMPLE = "data/sample"

@@ -22,8 +22,8 @@ import numpy as np
 from tqdm import tqdm
 
 from benchmarks.common import in_process, write
-from mindlab import cli
-from mindlab.runs import peak_memory_mb
+from mindlab.common import cli
+from mindlab.common.manifest import peak_memory_mb
 
 SAMPLE = 3000, 600  # impressions of train and dev in data/sample
 MINDLARGE = 2_232_748, 376_471
@@ -33,15 +33,15 @@ OUT = Path("runs/bench/growth")
 
 def read(data: Path) -> None:
     """Read both splits."""
-    from mindlab.mind import read_mind
+    from mindlab.data.mind import read_mind
 
     read_mind(data)
 
 
 def build(data: Path) -> None:
     """Read the training split and build `seed`."""
-    from mindlab import alpaca
-    from mindlab.mind import read_mind
+    from mindlab.data.mind import read_mind
+    from mindlab.finetune import alpaca
 
     mind = read_mind(data, ("train",))
     alpaca.build(mind, alpaca.BuildOptions("seed", "likes_dislikes"), OUT / "data")
@@ -49,7 +49,7 @@ def build(data: Path) -> None:
 
 def score(data: Path) -> None:
     """Read both splits, fit popularity, score every dev impression, write the predictions."""
-    from mindlab.compare import Request, compare
+    from mindlab.runs.compare import Request, compare
 
     shutil.rmtree(OUT / "runs", ignore_errors=True)
     compare(Request(str(data)), ["popularity"], OUT / "runs")
@@ -57,8 +57,8 @@ def score(data: Path) -> None:
 
 def evaluate(data: Path) -> None:
     """Measure those predictions, with intervals."""
-    from mindlab.metrics import evaluate
-    from mindlab.predictions import read_predictions
+    from mindlab.evaluation.metrics import evaluate
+    from mindlab.evaluation.predictions import read_predictions
 
     evaluate(read_predictions(OUT / "runs/popularity/predictions.parquet"))
 
@@ -75,7 +75,7 @@ def data_of(train: int, dev: int, news: int | None = None) -> Path:
     """Return a generated MIND of that size, made if it is not there."""
     folder = Path(f"runs/bench/mind-{train}-{dev}")
     if not (folder / "manifest.json").exists():
-        from mindlab.synthetic import make_sample
+        from mindlab.data.synthetic import make_sample
 
         make_sample(folder, train, dev, news, 1)
     return folder
@@ -138,8 +138,8 @@ def main() -> None:
 
 def time_stage(stage: str, data: Path) -> dict[str, Any]:
     """Return seconds and peak MiB of one stage, and the MiB of the process before it."""
-    import mindlab.alpaca
-    import mindlab.compare  # noqa: F401  loaded before the clock starts
+    import mindlab.finetune.alpaca
+    import mindlab.runs.compare  # noqa: F401  loaded before the clock starts
 
     idle = peak_memory_mb()
     begin = time.perf_counter()

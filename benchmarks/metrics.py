@@ -16,9 +16,9 @@ from sklearn.metrics import roc_auc_score
 from tqdm import tqdm
 
 from benchmarks.common import row, write
-from mindlab import cli
-from mindlab.metrics import RANKING_METRICS, ranking_metrics, ranking_shares
-from mindlab.runs import peak_memory_mb, reset_peak_memory
+from mindlab.common import cli
+from mindlab.common.manifest import peak_memory_mb, reset_peak_memory
+from mindlab.evaluation.metrics import RANKING_METRICS, ranking_metrics, ranking_shares
 
 MINDSMALL_DEV = 73_152
 MINDLARGE_DEV = 376_471

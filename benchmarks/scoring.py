@@ -26,13 +26,13 @@ import numpy as np
 import torch
 
 from benchmarks.common import in_process, row, write
-from mindlab import cli
-from mindlab.chat import ChatTemplate
+from mindlab.common import cli
+from mindlab.common.manifest import peak_memory_mb
+from mindlab.data.mind import Impressions, read_mind
 from mindlab.llm.hf import HFEngine, PackedLinear
 from mindlab.llm.score import Gain, NextClickScorer, YesNoScorer, n_shared
-from mindlab.mind import Impressions, read_mind
 from mindlab.prompts import NextClick, Pointwise, PointwiseParts, neutral_titles
-from mindlab.runs import peak_memory_mb
+from mindlab.prompts.chat import ChatTemplate
 from mindlab.tasks import limit
 
 FORMATS = ("pointwise", "next_click")
@@ -346,7 +346,7 @@ def options(args: Namespace) -> None:
     """Compare the engine's options with its default, in turn; write results/scoring_options.json."""
     from scipy.stats import spearmanr
 
-    from mindlab.metrics import ranking_metrics
+    from mindlab.evaluation.metrics import ranking_metrics
 
     cases = Cases(args)
     side = cases.nothing, cases.answers

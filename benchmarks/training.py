@@ -31,13 +31,14 @@ from pathlib import Path
 from typing import Any
 
 from benchmarks import common
-from mindlab import cli, factory
-from mindlab.alpaca import BuildOptions, build, is_built
-from mindlab.chat import ChatTemplate, quiet_factory, record_prompt
-from mindlab.errors import UserError
-from mindlab.files import write_json
-from mindlab.mind import read_mind
-from mindlab.runs import data_hashes
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.common.files import write_json
+from mindlab.common.manifest import data_hashes
+from mindlab.data.mind import read_mind
+from mindlab.finetune import factory
+from mindlab.finetune.alpaca import BuildOptions, build, is_built
+from mindlab.prompts.chat import ChatTemplate, quiet_factory, record_prompt
 
 CONFIG = Path("configs/train/smollm2_135m_lora_sft.yaml")
 SAMPLE = "data/sample"
@@ -53,7 +54,7 @@ class Side:
     """One way to train: what it changes in the YAML, and in what surroundings it runs."""
 
     changes: Mapping[str, Any] = field(default_factory=dict)
-    keeps_memory: bool = True  # as mindlab.factory starts it; False: as the bare command line does
+    keeps_memory: bool = True  # as mindlab.finetune.factory starts it; False: as the bare command line does
     threads: int | None = None  # None: torch's choice, a thread a core
 
     def and_(self, **changes: Any) -> "Side":

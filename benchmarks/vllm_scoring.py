@@ -24,17 +24,17 @@ import torch
 from scipy.stats import spearmanr
 
 from benchmarks.common import row, write
-from mindlab import cli
-from mindlab.chat import ChatTemplate
-from mindlab.errors import UserError
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.common.manifest import peak_memory_mb
+from mindlab.data.mind import Impressions, read_mind
 from mindlab.llm.engine import Engine
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import template_of
 from mindlab.llm.score import NextClickScorer, YesNoScorer
 from mindlab.llm.vllm import HOW, SERVE_PYTHON, VllmEngine
-from mindlab.mind import Impressions, read_mind
 from mindlab.prompts import NextClick, Pointwise, PointwiseParts, neutral_titles
-from mindlab.runs import peak_memory_mb
+from mindlab.prompts.chat import ChatTemplate
 from mindlab.tasks import limit
 
 CUTOFF_LEN = 1024

@@ -20,10 +20,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindlab import cli
-from mindlab.blind_rule import Prompt
-from mindlab.errors import UserError
-from mindlab.leakage import Measure, audit
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.evaluation.audit import Measure, audit
+from mindlab.evaluation.blind_rule import Prompt
 
 
 def main() -> int:
@@ -67,7 +67,7 @@ def main() -> int:
 
 def counter(model: str, template: str) -> Measure:
     """Return what counts prompts in LLaMA-Factory's tokens, with a progress bar."""
-    from mindlab.chat import ChatTemplate  # imports LLaMA-Factory: ten seconds
+    from mindlab.prompts.chat import ChatTemplate  # imports LLaMA-Factory: ten seconds
     from mindlab.prompts.records import batched
 
     chat = ChatTemplate.load(model, template)

@@ -20,15 +20,16 @@ Examples:
 import sys
 from pathlib import Path
 
-from mindlab import cli, distributed
-from mindlab.alpaca import BuildOptions, build, check_factory, link_to, make_budget
-from mindlab.errors import UserError
-from mindlab.mind import read_mind
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.common.manifest import data_hashes
+from mindlab.data.mind import read_mind
+from mindlab.finetune.alpaca import BuildOptions, build, check_factory, link_to, make_budget
+from mindlab.llm.summaries import summariser_of
 from mindlab.prompts import PROMPTS, Summary, prompt_of
 from mindlab.prompts.summary import check_way
 from mindlab.report import written_text
-from mindlab.runs import data_hashes
-from mindlab.summaries import summariser_of
+from mindlab.runs import distributed
 from mindlab.tasks import task_of
 
 

@@ -40,19 +40,21 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindlab import cli, kept, recprompt
 from mindlab import report as reporting
-from mindlab.blend import BLENDS, Blend, make_blend, parse_blend
-from mindlab.compare import Request, compare, names_of
-from mindlab.errors import UserError
-from mindlab.files import read_json, write_json
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.common.files import read_json, write_json
+from mindlab.data import recprompt
+from mindlab.data.mind import Impressions, Mind, no_impressions, read_mind, splits_in
+from mindlab.evaluation.predictions import read_predictions, write_prediction_zip
+from mindlab.evaluation.slices import HISTORY, masks, measure_slices
 from mindlab.llm import rows
-from mindlab.mind import Impressions, Mind, no_impressions, read_mind, splits_in
-from mindlab.predictions import read_predictions, write_prediction_zip
-from mindlab.published import RECPROMPT, read_published
 from mindlab.recommenders import METHODS
 from mindlab.recommenders.oracle import FILE_NAME
-from mindlab.slices import HISTORY, masks, measure_slices
+from mindlab.report.published import RECPROMPT, read_published
+from mindlab.runs import kept
+from mindlab.runs.blend import BLENDS, Blend, make_blend, parse_blend
+from mindlab.runs.compare import Request, compare, names_of
 from mindlab.tasks import TASKS, limit, task_of
 from mindlab.tasks.base import CANDIDATE, SUBMISSION
 

@@ -32,14 +32,17 @@ from typing import Any
 
 from tqdm import tqdm
 
-from mindlab import cli, download, factory, kept, recprompt
 from mindlab import report as reporting
-from mindlab.compare import Request, compare
-from mindlab.errors import UserError
-from mindlab.files import write_json
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.common.files import write_json
+from mindlab.common.manifest import provenance
+from mindlab.data import download, recprompt
+from mindlab.finetune import factory
 from mindlab.llm import rows
-from mindlab.published import RECPROMPT, read_published
-from mindlab.runs import provenance
+from mindlab.report.published import RECPROMPT, read_published
+from mindlab.runs import kept
+from mindlab.runs.compare import Request, compare
 
 FORMATS = ("next_click", "next_topic")
 DEFAULT_OUT = Path("runs/demo")

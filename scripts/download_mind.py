@@ -32,8 +32,10 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindlab import cli, doctor, download, recprompt
-from mindlab.errors import UserError
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.data import check as doctor
+from mindlab.data import download, recprompt
 
 RECPROMPT = "recprompt"
 SIZES = (*download.FILES, RECPROMPT)

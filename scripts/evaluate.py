@@ -27,11 +27,11 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mindlab.cli import parser, run
-from mindlab.compare import blind_answers
-from mindlab.errors import UserError
-from mindlab.files import write_json
-from mindlab.metrics import (
+from mindlab.common.cli import parser, run
+from mindlab.common.errors import UserError
+from mindlab.common.files import write_json
+from mindlab.common.manifest import check_same_data, read_manifest
+from mindlab.evaluation.metrics import (
     ANSWER_METRICS,
     METRICS,
     PART_METRICS,
@@ -41,9 +41,9 @@ from mindlab.metrics import (
     evaluate_seeds,
     paired_differences,
 )
-from mindlab.predictions import codes, read_predictions, seed_files, write_prediction_zip
+from mindlab.evaluation.predictions import codes, read_predictions, seed_files, write_prediction_zip
 from mindlab.report import LABELS, PARTS
-from mindlab.runs import check_same_data, read_manifest
+from mindlab.runs.compare import blind_answers
 from mindlab.tasks import task_of
 from mindlab.tasks.base import CANDIDATE
 

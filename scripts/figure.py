@@ -13,11 +13,11 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from mindlab import cli
-from mindlab.errors import UserError
-from mindlab.figure import Row, forest
-from mindlab.files import is_number, read_json, write_text
-from mindlab.published import read_published
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.common.files import is_number, read_json, write_text
+from mindlab.report.figure import Row, forest
+from mindlab.report.published import read_published
 
 PUBLISHED = Path(__file__).resolve().parents[1] / "data/published/recprompt.json"
 # What people call a row; one that is not here stands under its own name.

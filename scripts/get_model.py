@@ -14,7 +14,8 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).resolve().parent.parent))
 
-from mindlab import cli, embedded_model
+from mindlab.common import cli
+from mindlab.llm import embedded_model
 
 
 def main() -> None:

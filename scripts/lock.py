@@ -12,8 +12,8 @@ Exit codes: 0 done, 1 the environment differs from the lock, 2 a mistake in what
 
 import sys
 
-from mindlab import cli
-from mindlab.dependencies import (
+from mindlab.common import cli
+from mindlab.common.dependencies import (
     LICENCES,
     LOCK,
     REQUIREMENTS,
@@ -25,8 +25,8 @@ from mindlab.dependencies import (
     pip_report,
     read_lock,
 )
-from mindlab.errors import UserError
-from mindlab.files import write_text
+from mindlab.common.errors import UserError
+from mindlab.common.files import write_text
 
 
 def main() -> int:

@@ -9,8 +9,8 @@ import sys
 import time
 from pathlib import Path
 
-from mindlab import cli
-from mindlab.synthetic import MINDSMALL, make_sample
+from mindlab.common import cli
+from mindlab.data.synthetic import MINDSMALL, make_sample
 
 
 def main() -> None:

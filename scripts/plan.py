@@ -19,12 +19,14 @@ from pathlib import Path
 
 import pyarrow.parquet as pq
 
-from mindlab import cli, factory, kept
-from mindlab import plan as planning
-from mindlab import plan_report as text
-from mindlab.errors import UserError
-from mindlab.mind import read_mind
-from mindlab.published import GPUS, MIND, MindSize
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.data.mind import read_mind
+from mindlab.finetune import factory
+from mindlab.finetune import plan as planning
+from mindlab.finetune.plan_sources import GPUS, MIND, MindSize
+from mindlab.runs import kept
+from mindlab.runs import plan_report as text
 
 SAMPLE = "data/sample"
 SMALL = "SmolLM2-135M"
@@ -105,8 +107,8 @@ def make(args: argparse.Namespace) -> tuple[dict, dict[str, str]]:
     training = planning.training_of(factory.load(args.config))
     assume = planning.Assumptions(utilisation=args.utilisation).with_launches(args.launches)
 
-    from mindlab import token_counts  # imports torch and LLaMA-Factory: seconds
-    from mindlab.chat import ChatTemplate
+    from mindlab.llm import token_counts  # imports torch and LLaMA-Factory: seconds
+    from mindlab.prompts.chat import ChatTemplate
 
     template = template_of(args)
     print("counting tokens ...", file=sys.stderr)

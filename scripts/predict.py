@@ -35,11 +35,12 @@ Examples:
 import sys
 from pathlib import Path
 
-from mindlab import cli, distributed
-from mindlab.errors import UserError
+from mindlab.common import cli
+from mindlab.common.errors import UserError
 from mindlab.llm.predict import ENGINES, Request, predict, template_of
 from mindlab.llm.vllm import SERVE_PYTHON
 from mindlab.prompts import PROMPTS, Summary
+from mindlab.runs import distributed
 from mindlab.tasks import TASKS
 
 

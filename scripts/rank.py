@@ -15,8 +15,8 @@ import json
 import sys
 from pathlib import Path
 
-from mindlab import cli
-from mindlab.errors import UserError
+from mindlab.common import cli
+from mindlab.common.errors import UserError
 from mindlab.llm.predict import Request, rank_titles, template_of
 from mindlab.prompts import NextClick, Pointwise, prompt_of
 from mindlab.prompts.base import LINE

@@ -20,9 +20,9 @@ import tempfile
 from contextlib import nullcontext
 from pathlib import Path
 
-from mindlab import cli
-from mindlab.errors import UserError
-from mindlab.reproduce import changes_of_environment, reproduce
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.runs.reproduce import changes_of_environment, reproduce
 
 
 def main() -> int:

@@ -18,8 +18,9 @@ import sys
 import time
 from pathlib import Path
 
-from mindlab import cli, notebook
-from mindlab.errors import UserError
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.runs import notebook
 
 
 def main() -> int:

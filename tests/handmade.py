@@ -6,8 +6,8 @@ import json
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
-from mindlab.predictions import from_scores, write_predictions
+from mindlab.data.mind import Impressions, News
+from mindlab.evaluation.predictions import from_scores, write_predictions
 
 
 def make_news(titles, categories=None, subcategories=None):

@@ -4,7 +4,7 @@ import os
 import signal
 import time
 
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 
 
 def echo(job):

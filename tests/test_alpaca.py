@@ -1,4 +1,4 @@
-"""mindlab.alpaca: counts, bytes, entries; and no sample that LLaMA-Factory would have to cut."""
+"""mindlab.finetune.alpaca: counts, bytes, entries; and no sample that LLaMA-Factory would have to cut."""
 
 import json
 import pickle
@@ -11,7 +11,10 @@ from itertools import chain, pairwise
 import numpy as np
 import pytest
 
-from mindlab.alpaca import (
+from mindlab.common.errors import UserError
+from mindlab.common.files import sha256
+from mindlab.data.mind import Mind, read_mind
+from mindlab.finetune.alpaca import (
     COLUMNS,
     BuildOptions,
     build,
@@ -20,9 +23,6 @@ from mindlab.alpaca import (
     make_budget,
     share_of_yes,
 )
-from mindlab.errors import UserError
-from mindlab.files import sha256
-from mindlab.mind import Mind, read_mind
 from mindlab.prompts import (
     PROMPTS,
     LikesDislikes,
@@ -38,8 +38,8 @@ from mindlab.prompts import (
 from mindlab.prompts.next_click import next_click_parts
 from mindlab.prompts.next_topic import topics_of
 from mindlab.prompts.records import SLACK, Budget, Shortening, blocks, records
+from mindlab.prompts.special_tokens import neutralise
 from mindlab.prompts.tutorial_writer import TutorialWriter
-from mindlab.special_tokens import neutralise
 from mindlab.tasks import Seed
 from tests.conftest import ROOT
 from tests.factory_rows import factory_rows
@@ -71,7 +71,7 @@ def titles(sample):
 @pytest.fixture
 def run(monkeypatch, capsys):
     """Run scripts/build_dataset.py in this process; return its exit code, stdout and stderr."""
-    from mindlab import cli
+    from mindlab.common import cli
     from scripts import build_dataset
 
     def run(*words):
@@ -591,7 +591,7 @@ def test_the_script_builds_links_and_ends_with_the_path(run, tmp_path):
 
 
 def test_no_shorten_keeps_the_bytes_and_says_unchecked(run, tiny_glm, glm4_chat, tmp_path, monkeypatch):
-    monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
+    monkeypatch.setattr("mindlab.prompts.chat.ChatTemplate.load", lambda *_: glm4_chat)
     words = ("--data", SAMPLE, "--protocol", "seed", "--format", "likes_dislikes", "--limit", 20)
     model = ("--model", tiny_glm, "--template", "glm4", "--cutoff-len", 500)
     assert run(*words, "--out", tmp_path / "plain")[0] == 0

@@ -7,10 +7,10 @@ import numpy as np
 import pytest
 from handmade import make_impressions, make_news
 
-from mindlab.augmentation import Augmenter
-from mindlab.chat import record_prompt
-from mindlab.metrics import ranking_metrics
+from mindlab.evaluation.metrics import ranking_metrics
+from mindlab.llm.augmentation import Augmenter
 from mindlab.prompts import NewsTokens, ReaderProfile
+from mindlab.prompts.chat import record_prompt
 from mindlab.recommenders import augmented
 from mindlab.recommenders.augmented import TextBoosting, TokenTfIdf
 from mindlab.recommenders.base import score_without_labels

@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 
 from benchmarks import document, gpu, growth, scoring, training
-from mindlab import factory
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.finetune import factory
 
 ROOT = Path(__file__).resolve().parent.parent
 

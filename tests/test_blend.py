@@ -9,10 +9,10 @@ import pytest
 from handmade import make_impressions, make_news, make_run, random_impressions
 
 from mindlab import report
-from mindlab.blend import Blend, blend_tables, choose_weights, make_blend, parse_blend, z_scores
-from mindlab.errors import UserError
-from mindlab.predictions import from_scores, read_predictions, seed_files, write_predictions
-from mindlab.runs import REQUEST
+from mindlab.common.errors import UserError
+from mindlab.common.manifest import REQUEST
+from mindlab.evaluation.predictions import from_scores, read_predictions, seed_files, write_predictions
+from mindlab.runs.blend import Blend, blend_tables, choose_weights, make_blend, parse_blend, z_scores
 
 NEWS = make_news([f"title {i}" for i in range(40)])
 SHOWN = random_impressions(np.random.default_rng(0))

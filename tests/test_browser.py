@@ -14,7 +14,7 @@ import pytest
 from handmade import make_news, make_run, random_impressions
 
 from mindlab import report
-from mindlab.slices import masks, measure_slices
+from mindlab.evaluation.slices import masks, measure_slices
 
 CHROMIUM = next(filter(None, map(shutil.which, ("chromium", "chromium-browser", "google-chrome"))), None)
 SIZES = {"desktop": (1280, 900), "phone": (390, 844)}

@@ -1,12 +1,12 @@
-"""mindlab.calibration: by hand, a calibrated model, and one that is too sure."""
+"""mindlab.evaluation.calibration: by hand, a calibrated model, and one that is too sure."""
 
 import numpy as np
 import pyarrow as pa
 import pytest
 from handmade import make_impressions, make_news
 
-from mindlab.calibration import calibration, log_odds_shift
-from mindlab.predictions import from_scores
+from mindlab.evaluation.calibration import calibration, log_odds_shift
+from mindlab.evaluation.predictions import from_scores
 
 
 def predictions(p, labels, users=20):

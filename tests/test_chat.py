@@ -1,14 +1,13 @@
-"""mindlab.chat gives LLaMA-Factory's own ids; mindlab.special_tokens leaves no control token in a text."""
+"""mindlab.prompts.chat gives LLaMA-Factory's own ids; mindlab.prompts.special_tokens leaves no control token in a text."""
 
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindlab import chat
-from mindlab.errors import UserError
-from mindlab.prompts import NextClick, NextClickParts
-from mindlab.special_tokens import neutralise
+from mindlab.common.errors import UserError
+from mindlab.prompts import NextClick, NextClickParts, chat
+from mindlab.prompts.special_tokens import neutralise
 from tests import tiny_glm as builder
 from tests.factory_rows import factory_batch, factory_rows
 

@@ -11,11 +11,13 @@ import numpy as np
 import official
 import pytest
 
-from mindlab import cli, factory, synthetic
-from mindlab.compare import lead_of_last
+from mindlab.common import cli
+from mindlab.data import synthetic
+from mindlab.data.mind import read_mind
+from mindlab.evaluation.predictions import seed_files
+from mindlab.finetune import factory
 from mindlab.llm import rows as llm_rows
-from mindlab.mind import read_mind
-from mindlab.predictions import seed_files
+from mindlab.runs.compare import lead_of_last
 from scripts import compare
 
 

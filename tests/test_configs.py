@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from mindlab import factory
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.finetune import factory
 
 ROOT = Path(__file__).resolve().parent.parent
 CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))

@@ -20,15 +20,18 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from mindlab import alpaca, cli, compare, factory, files, report
-from mindlab.embeddings import news_vectors
-from mindlab.errors import UserError
-from mindlab.files import LOCK, atomic_path, lock, write_text
+from mindlab import report
+from mindlab.common import cli, files
+from mindlab.common.errors import UserError
+from mindlab.common.files import LOCK, atomic_path, lock, write_text
+from mindlab.data.mind import read_mind
+from mindlab.data.synthetic import make_sample
+from mindlab.evaluation.predictions import SCHEMA, read_predictions, write_predictions
+from mindlab.finetune import alpaca, factory
 from mindlab.llm import predict
+from mindlab.llm.embeddings import news_vectors
 from mindlab.llm.writing import write_texts
-from mindlab.mind import read_mind
-from mindlab.predictions import SCHEMA, read_predictions, write_predictions
-from mindlab.synthetic import make_sample
+from mindlab.runs import compare
 from tests.chaos.stages import Echo, Hashes
 from tests.conftest import ROOT
 from tests.test_factory import SLOW, YAML, fake, is_alive
@@ -72,7 +75,7 @@ def start():
 
 HOLDER = """
 import time
-from mindlab.files import lock
+from mindlab.common.files import lock
 with lock({folder!r}):
     print("held", flush=True)
     time.sleep(60)
@@ -115,7 +118,7 @@ class TestLock:
 
     def test_what_a_dead_process_started_is_waited_for(self, tmp_path, monkeypatch):
         code = (
-            "import subprocess, sys\nfrom mindlab.files import lock\n"
+            "import subprocess, sys\nfrom mindlab.common.files import lock\n"
             f"with lock({str(tmp_path)!r}) as handle:\n"
             "    child = [sys.executable, '-c', 'import sys, time; time.sleep(float(sys.argv[1]))', sys.argv[1]]\n"
             "    subprocess.Popen(child, pass_fds=(handle,), stdout=subprocess.DEVNULL)\n"

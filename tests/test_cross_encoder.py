@@ -10,16 +10,17 @@ import numpy as np
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
-from mindlab import cli, synthetic
-from mindlab.embeddings import MiniLMEncoder, minilm_folder
-from mindlab.errors import UserError
-from mindlab.metrics import evaluate, paired_differences
-from mindlab.predictions import from_scores
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.data import synthetic
+from mindlab.evaluation.metrics import evaluate, paired_differences
+from mindlab.evaluation.predictions import from_scores
+from mindlab.evaluation.retrieval import rerank
+from mindlab.llm.embeddings import MiniLMEncoder, minilm_folder
 from mindlab.recommenders import METHODS
 from mindlab.recommenders.base import UNTRAINED, keep_candidates, score_without_labels
 from mindlab.recommenders.cross_encoder import CROSS
 from mindlab.recommenders.cross_encoder.model import NOTHING, SECONDS, CrossEncoder, Pairs, Settings
-from mindlab.retrieval import rerank
 
 TOPICS = ["sport", "food", "money", "storm"]
 WORDS = [f"w{k}" for k in range(40)]

@@ -7,9 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from mindlab import cli, recprompt
-from mindlab.compare import Request, compare
+from mindlab.common import cli
+from mindlab.data import recprompt
 from mindlab.llm import rows
+from mindlab.runs.compare import Request, compare
 from scripts import demo
 from tests.handmade import write_recprompt_csvs
 

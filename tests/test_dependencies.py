@@ -10,7 +10,7 @@ from email.message import Message
 import pytest
 from packaging.utils import canonicalize_name
 
-from mindlab.dependencies import (
+from mindlab.common.dependencies import (
     NOT_STATED,
     differences,
     installed_licences,
@@ -20,7 +20,7 @@ from mindlab.dependencies import (
     lock_text,
     read_lock,
 )
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 from tests.conftest import ROOT
 
 

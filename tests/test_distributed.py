@@ -1,4 +1,4 @@
-"""mindlab.distributed: the cluster's map is the built-in one, whoever dies."""
+"""mindlab.runs.distributed: the cluster's map is the built-in one, whoever dies."""
 
 import argparse
 import json
@@ -10,21 +10,21 @@ from functools import partial
 import pyarrow as pa
 import pytest
 
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-dist.txt")
 
-from mindlab import distributed  # noqa: E402
-from mindlab.alpaca import BuildOptions, build, make_budget  # noqa: E402
-from mindlab.distributed import ray_map  # noqa: E402
+from mindlab.common.manifest import distributed  # noqa: E402
+from mindlab.data.mind import read_mind  # noqa: E402
+from mindlab.data.synthetic import make_sample  # noqa: E402
+from mindlab.evaluation.predictions import read_predictions  # noqa: E402
+from mindlab.finetune.alpaca import BuildOptions, build, make_budget  # noqa: E402
 from mindlab.llm import predict  # noqa: E402
 from mindlab.llm.predict import Request  # noqa: E402
-from mindlab.mind import read_mind  # noqa: E402
-from mindlab.notebook import StopAfter  # noqa: E402
-from mindlab.predictions import read_predictions  # noqa: E402
 from mindlab.prompts import LikesDislikes, likes_dislikes_parts, neutral_titles  # noqa: E402
 from mindlab.prompts.records import RecordWriter  # noqa: E402
-from mindlab.synthetic import make_sample  # noqa: E402
+from mindlab.runs.distributed import ray_map  # noqa: E402
+from mindlab.runs.notebook import StopAfter  # noqa: E402
 from tests.jobs import Counter, FirstWaits, KillOnce, die, echo, reciprocal, refuse  # noqa: E402
 
 
@@ -121,7 +121,7 @@ def test_a_request_that_no_worker_can_meet_leaves_nothing_behind(data, tiny_glm,
 @pytest.mark.slow
 @pytest.mark.parametrize(("protocol", "form"), [("seed", "likes_dislikes"), ("dev", "pointwise")])
 def test_records_are_the_same_bytes_here_and_there(data, tmp_path, monkeypatch, protocol, form):
-    monkeypatch.setattr("mindlab.alpaca.RECORDS", 50)
+    monkeypatch.setattr("mindlab.finetune.alpaca.RECORDS", 50)
     mind = read_mind(data)
     folders = [tmp_path / "here", tmp_path / "there"]
     for folder, run in zip(folders, (None, partial(ray_map, workers=1)), strict=True):

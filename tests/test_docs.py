@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from mindlab import notebook
+from mindlab.runs import notebook
 from tests.conftest import ROOT
 
 DOCS = (
@@ -175,7 +175,7 @@ def test_the_gates_can_fail():
     assert wrong_command("python scripts/no_such.py")
     assert wrong_command("python scripts/predict.py --no-such-flag x")
     assert wrong_command("python scripts/build_dataset.py --data data/sample")  # required ones are missing
-    assert wrong_command("python -m mindlab.statistics")
+    assert wrong_command("python -m mindlab.data.statistics")
     assert wrong_command("python -m tests.chaos --no-such-flag")
     assert wrong_command("make coffee")
     assert wrong_command("pytest tests/test_nothing.py")

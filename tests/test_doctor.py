@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mindlab import doctor
-from mindlab.doctor import examine
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.data import check as doctor
+from mindlab.data.check import examine
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"

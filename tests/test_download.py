@@ -12,10 +12,10 @@ from pathlib import Path
 
 import pytest
 
-from mindlab import download
-from mindlab.download import Route, fetch
-from mindlab.errors import UserError
-from mindlab.mind import read_mind
+from mindlab.common.errors import UserError
+from mindlab.data import download
+from mindlab.data.download import Route, fetch
+from mindlab.data.mind import read_mind
 
 ROOT = Path(__file__).resolve().parent.parent
 SAMPLE = ROOT / "data" / "sample"

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from mindlab import embedded_model
-from mindlab.embedded_model import EOS
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.llm import embedded_model
+from mindlab.llm.embedded_model import EOS
 
 ROOT = Path(__file__).resolve().parent.parent
 SCRIPT = ROOT / "scripts" / "get_model.py"
@@ -21,7 +21,7 @@ SCRIPT = ROOT / "scripts" / "get_model.py"
 def test_an_answer_ends_with_the_token_that_training_teaches(smollm2):
     from transformers import AutoTokenizer, GenerationConfig
 
-    from mindlab.chat import ChatTemplate
+    from mindlab.prompts.chat import ChatTemplate
 
     tokenizer = AutoTokenizer.from_pretrained(smollm2)
     assert (tokenizer.eos_token, tokenizer.eos_token_id) == (EOS, 2)

@@ -7,10 +7,11 @@ import numpy as np
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
-from mindlab import embeddings, retrieval
-from mindlab.embeddings import HiddenStates, MiniLMEncoder, news_vectors
-from mindlab.errors import UserError
-from mindlab.metrics import ranking_metrics
+from mindlab.common.errors import UserError
+from mindlab.evaluation import retrieval
+from mindlab.evaluation.metrics import ranking_metrics
+from mindlab.llm import embeddings
+from mindlab.llm.embeddings import HiddenStates, MiniLMEncoder, news_vectors
 from mindlab.recommenders.base import late_rows, score_without_labels, some_candidates
 from mindlab.recommenders.boosting import EmbeddingBoosting
 from mindlab.recommenders.embedding import (

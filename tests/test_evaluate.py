@@ -13,12 +13,12 @@ import numpy as np
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
-from mindlab.files import write_json
-from mindlab.leak_rule import leak_rule
-from mindlab.mind import read_mind
-from mindlab.predictions import from_scores, write_predictions
-from mindlab.runs import data_hashes
-from mindlab.synthetic import make_sample
+from mindlab.common.files import write_json
+from mindlab.common.manifest import data_hashes
+from mindlab.data.mind import read_mind
+from mindlab.data.synthetic import make_sample
+from mindlab.evaluation.leak_rule import leak_rule
+from mindlab.evaluation.predictions import from_scores, write_predictions
 from mindlab.tasks import Seed
 
 SCRIPT = Path(__file__).parents[1] / "scripts" / "evaluate.py"

@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 
-from mindlab import factory
-from mindlab.chat import quiet_factory
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.finetune import factory
+from mindlab.prompts.chat import quiet_factory
 from tests.tiny_glm import RECORDS
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -208,7 +208,7 @@ def test_ctrl_c_ends_the_child_and_what_it_started(tmp_path, monkeypatch, capsys
 def test_a_kill_or_a_closed_terminal_ends_the_child_too(tmp_path, number):
     trainer = [sys.executable, "-c", "import os, time; print(os.getpid(), flush=True); time.sleep(60)"]
     code = (
-        "import os, signal, sys; from pathlib import Path; from mindlab import cli, factory; "
+        "import os, signal, sys; from pathlib import Path; from mindlab.common import cli; from mindlab.finetune import factory; "
         # Under nohup pytest itself ignores SIGHUP, and a child inherits that.
         f"signal.signal({int(number)}, signal.SIG_DFL); "
         f"out = Path({str(tmp_path)!r}); cli.run(lambda: factory.follow({trainer!r}, out, os.environ, out))"

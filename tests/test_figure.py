@@ -10,11 +10,11 @@ from itertools import combinations
 
 import pytest
 
-from mindlab import figure
-from mindlab.errors import UserError
-from mindlab.figure import Row, forest
-from mindlab.published import PUBLISHED_METRICS, read_published
+from mindlab.common.errors import UserError
+from mindlab.report import figure
+from mindlab.report.figure import Row, forest
 from mindlab.report.page import STYLE
+from mindlab.report.published import PUBLISHED_METRICS, read_published
 from tests.conftest import ROOT
 
 SVG = "{http://www.w3.org/2000/svg}"

@@ -1,12 +1,12 @@
-"""mindlab.files: archives that would leave their folder or fill the disk."""
+"""mindlab.common.files: archives that would leave their folder or fill the disk."""
 
 import zipfile
 
 import pytest
 
-from mindlab.errors import UserError
-from mindlab.files import ZIP_SMALL
-from mindlab.mind import read_mind
+from mindlab.common.errors import UserError
+from mindlab.common.files import ZIP_SMALL
+from mindlab.data.mind import read_mind
 
 
 def make_zip(path, name, data=b"x"):

@@ -17,10 +17,10 @@ from pathlib import Path
 
 import pytest
 
-from mindlab import factory
-from mindlab.chat import quiet_factory
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.finetune import factory
 from mindlab.llm.server import ServerWriter, serve_factory
+from mindlab.prompts.chat import quiet_factory
 from tests import tiny_glm
 
 ROOT = Path(__file__).resolve().parent.parent

@@ -7,8 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from mindlab.chat import ChatTemplate, record_prompt
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 from mindlab.llm.hf import HFEngine, PackedLinear, Pass, _attend, fitting_tokens, has_bfloat16
 from mindlab.llm.score import ListwiseScorer, NextClickScorer, NextTopicScorer, YesNoScorer
 from mindlab.prompts import (
@@ -21,6 +20,7 @@ from mindlab.prompts import (
     Pointwise,
     PointwiseParts,
 )
+from mindlab.prompts.chat import ChatTemplate, record_prompt
 from mindlab.prompts.records import Budget
 from tests.factory_rows import factory_rows
 

@@ -1,4 +1,4 @@
-"""mindlab.intervals: by hand, against a slow second implementation, and how often they hold the truth."""
+"""mindlab.evaluation.intervals: by hand, against a slow second implementation, and how often they hold the truth."""
 
 from dataclasses import replace
 
@@ -7,7 +7,7 @@ import pytest
 from scipy.stats import t as student_t
 
 from benchmarks.coverage import study
-from mindlab.intervals import Shares, mean_interval, mean_intervals, paired_difference
+from mindlab.evaluation.intervals import Shares, mean_interval, mean_intervals, paired_difference
 
 
 def test_users_alone_by_hand():

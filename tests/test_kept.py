@@ -1,11 +1,11 @@
-"""mindlab.kept: what is copied for the repository, and the table between a document's marks."""
+"""mindlab.runs.kept: what is copied for the repository, and the table between a document's marks."""
 
 from pathlib import Path
 
 import pytest
 
-from mindlab import kept
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.runs import kept
 
 
 @pytest.fixture

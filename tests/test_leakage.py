@@ -9,10 +9,12 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindlab import alpaca, cli, synthetic
-from mindlab.errors import UserError
-from mindlab.leakage import _pairs, audit
-from mindlab.mind import read_mind
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.data import synthetic
+from mindlab.data.mind import read_mind
+from mindlab.evaluation.audit import _pairs, audit
+from mindlab.finetune import alpaca
 from scripts import audit as script
 
 ROOT = Path(__file__).parents[1]

@@ -6,12 +6,12 @@ import sys
 
 import pytest
 
-from mindlab import machine
+from mindlab.common import machine
 
 FAULTS = """
 import resource, sys
 import numpy as np
-from mindlab.machine import keep_freed_memory
+from mindlab.common.machine import keep_freed_memory
 if sys.argv[1] == "keep":
     assert keep_freed_memory()
 np.ones(500_000)

@@ -11,8 +11,8 @@ from handmade import make_impressions, make_news, random_impressions
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindlab.errors import UserError
-from mindlab.metrics import (
+from mindlab.common.errors import UserError
+from mindlab.evaluation.metrics import (
     RANKING_METRICS,
     SAMPLED_METRICS,
     USUAL,
@@ -25,7 +25,7 @@ from mindlab.metrics import (
     subset_sha,
     taken_apart,
 )
-from mindlab.predictions import check_predictions, from_scores
+from mindlab.evaluation.predictions import check_predictions, from_scores
 
 
 def one(scores, labels, metric=ranking_metrics, **options):

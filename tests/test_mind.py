@@ -14,9 +14,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from mindlab import mind as module
-from mindlab.errors import UserError
-from mindlab.mind import read_mind
+from mindlab.common.errors import UserError
+from mindlab.data import mind as module
+from mindlab.data.mind import read_mind
 
 NEWS = (
     "N1\tnews\tnewsus\tOne\tFirst.\thttps://x/1\t[]\t[]\n"

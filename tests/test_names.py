@@ -9,8 +9,8 @@ from pathlib import Path
 
 import pytest
 
-from mindlab.metrics import METRICS
-from mindlab.mind import SPLITS
+from mindlab.data.mind import SPLITS
+from mindlab.evaluation.metrics import METRICS
 from mindlab.prompts import PROMPTS
 from mindlab.recommenders import METHODS
 from mindlab.tasks import TASKS
@@ -20,7 +20,7 @@ from tests.conftest import ROOT
 NAMES = {*METRICS, *PROMPTS, *METHODS, *TASKS} - {*SPLITS}
 CLASSES = {type(task).__name__ for task in TASKS.values()} | {prompt.__name__ for prompt in PROMPTS.values()}
 # Where names are declared.
-HOMES = ("mindlab/metrics.py", "mindlab/prompts/", "mindlab/recommenders/", "mindlab/tasks/")
+HOMES = ("mindlab/evaluation/metrics.py", "mindlab/prompts/", "mindlab/recommenders/", "mindlab/tasks/")
 
 
 def asked_for(source: str) -> list[str]:

@@ -6,8 +6,8 @@ import sys
 import nbformat
 import pytest
 
-from mindlab import notebook
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.runs import notebook
 from tests.conftest import ROOT
 
 TWINS = notebook.twins()
@@ -95,7 +95,9 @@ def test_problems_finds_a_bad_output(twin, output, expected):
 
 def test_problems_finds_a_name_that_the_package_no_longer_has(twin):
     twin.write_text(f"{SOURCE}\n# %%\nfrom mindlab import alpaca\n\nalpaca.fit_poem\n", encoding="utf-8")
-    assert notebook.problems(twin, as_if_run(twin)) == [f"{twin.name}: there is no mindlab.alpaca.fit_poem"]
+    assert notebook.problems(twin, as_if_run(twin)) == [
+        f"{twin.name}: there is no mindlab.finetune.alpaca.fit_poem"
+    ]
 
 
 def test_problems_finds_what_was_not_run_or_not_written(twin):

@@ -1,4 +1,4 @@
-"""mindlab.plan: its counts are those of real models, its times and bytes are right by hand, its document is its output."""
+"""mindlab.finetune.plan: its counts are those of real models, its times and bytes are right by hand, its document is its output."""
 
 import json
 import subprocess
@@ -8,12 +8,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mindlab import plan, plan_report, token_counts
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.finetune import plan
+from mindlab.finetune.plan import GIB, MODELS, Architecture, Assumptions, Gpu, Reading, Records, Training
+from mindlab.finetune.plan_sources import GPUS, MIND, QWENS, checks, llama2
+from mindlab.llm import token_counts
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import Request, Work
-from mindlab.plan import GIB, MODELS, Architecture, Assumptions, Gpu, Reading, Records, Training
-from mindlab.published import GPUS, MIND, QWENS, checks, llama2
+from mindlab.runs import plan_report
 from tests.conftest import ROOT
 
 SMOLLM2 = ROOT / "models/smollm2-135m"
@@ -293,7 +295,7 @@ def test_a_small_model_is_not_planned_like_a_large_one():
 
 
 def test_training_settings_come_from_the_yaml():
-    from mindlab import factory
+    from mindlab.finetune import factory
 
     glm = plan.training_of(factory.load(ROOT / "configs/train/glm4_9b_chat_qlora_sft.yaml"))
     assert glm == Training(1, 8, 8, "all", 1.0, -1, 1024, True, 4, False)
@@ -382,8 +384,8 @@ def answer_as_trained(engine, chat):
 
 @pytest.mark.model
 def test_records_are_counted_as_the_builder_makes_them(tmp_path):
-    from mindlab.alpaca import BuildOptions, build
-    from mindlab.mind import read_mind
+    from mindlab.data.mind import read_mind
+    from mindlab.finetune.alpaca import BuildOptions, build
 
     mind = read_mind(ROOT / "data/sample")
     count = len  # a record has four keys; what counts here is how many records there are
@@ -497,7 +499,7 @@ def test_the_plan_of_a_built_file_as_json(tmp_path):
 @pytest.mark.model
 @pytest.mark.slow
 def test_a_measurement_is_predicted():
-    from mindlab.mind import read_mind
+    from mindlab.data.mind import read_mind
 
     text = plan_report.measure(
         MODELS["SmolLM2-135M"], read_mind(ROOT / "data/sample"), str(SMOLLM2), "smollm2", 1

@@ -7,14 +7,14 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.data.mind import read_mind
+from mindlab.data.synthetic import make_sample
+from mindlab.evaluation.predictions import read_predictions
 from mindlab.llm import lists, predict
 from mindlab.llm.engine import Engine
 from mindlab.llm.predict import Request, Scored, Work, template_of
 from mindlab.llm.writing import HFWriter
-from mindlab.mind import read_mind
-from mindlab.predictions import read_predictions
-from mindlab.synthetic import make_sample
 from mindlab.tasks import Dev, Seed, limit
 from tests.handmade import make_impressions, make_news
 
@@ -31,7 +31,7 @@ def data(tmp_path_factory):
 def request_of(data, tiny_glm, glm4_chat, monkeypatch):
     """Build a request on the tiny GLM; parts are three cases long."""
     monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 3})
-    monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
+    monkeypatch.setattr("mindlab.prompts.chat.ChatTemplate.load", lambda *_: glm4_chat)
 
     def request_of(form="next_click", **options):
         protocol = "seed" if form == "likes_dislikes" else "dev"
@@ -265,7 +265,7 @@ def test_pointwise_drops_history_until_the_longest_candidate_fits(tiny_glm, glm4
             return np.zeros((len(lines), 2))
 
     monkeypatch.setattr("mindlab.llm.hf.HFEngine", Engine)
-    monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
+    monkeypatch.setattr("mindlab.prompts.chat.ChatTemplate.load", lambda *_: glm4_chat)
     longest = 180
     titles = [*(f"Headline {i}" for i in range(8)), "a" * 20, "龘" * 18]
     impression = make_impressions([("U1", 0, list(range(8)), [8, 9], [1, 0])])
@@ -398,7 +398,7 @@ def test_the_template_follows_from_the_model(tiny_glm, tmp_path):
 @pytest.fixture
 def run_script(monkeypatch, capsys):
     """Run a script's main in this process; return its exit code, stdout and stderr."""
-    from mindlab import cli
+    from mindlab.common import cli
     from scripts import predict as predict_script
 
     def run(*words, script=predict_script):

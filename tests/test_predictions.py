@@ -10,10 +10,10 @@ import pyarrow.parquet as pq
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
-from mindlab.errors import UserError
-from mindlab.metrics import evaluate
-from mindlab.mind import read_mind
-from mindlab.predictions import (
+from mindlab.common.errors import UserError
+from mindlab.data.mind import read_mind
+from mindlab.evaluation.metrics import evaluate
+from mindlab.evaluation.predictions import (
     SCHEMA,
     case_offsets,
     check_predictions,
@@ -166,7 +166,7 @@ def test_submission_by_hand(tmp_path, frame, monkeypatch):
         # Scores .25 .5 .5: the tie goes to the earlier position.
         assert archive.read("prediction.txt") == b"1 [3,1,2]\n2 [2,1]\n"
     whole = path.read_bytes()
-    monkeypatch.setattr("mindlab.predictions.ZIP_CASES_PER_CHUNK", 1)
+    monkeypatch.setattr("mindlab.evaluation.predictions.ZIP_CASES_PER_CHUNK", 1)
     write_prediction_zip(path, frame)
     with zipfile.ZipFile(path) as archive:
         assert archive.read("prediction.txt") == b"1 [3,1,2]\n2 [2,1]\n"
@@ -209,7 +209,7 @@ def large_test(tmp_path):
 
 
 def test_the_official_script_finds_our_numbers_in_a_submission(large_test, tmp_path, monkeypatch):
-    monkeypatch.setattr("mindlab.predictions.ZIP_CASES_PER_CHUNK", 1000)
+    monkeypatch.setattr("mindlab.evaluation.predictions.ZIP_CASES_PER_CHUNK", 1000)
     mind, ids, sizes, labels = large_test
     test = mind.splits["test"]
     assert test.labels is None

@@ -1,4 +1,4 @@
-"""mindlab.probes: a probe changes what it names and nothing else, and finds a bias that was planted."""
+"""mindlab.evaluation.probes: a probe changes what it names and nothing else, and finds a bias that was planted."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from mindlab import probes
+from mindlab.evaluation import probes
 from tests.handmade import make_impressions, random_impressions
 
 

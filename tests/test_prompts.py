@@ -5,10 +5,10 @@ from dataclasses import replace
 import numpy as np
 import pytest
 
-from mindlab.alpaca import BuildOptions, build
+from mindlab.data.mind import Impressions, Mind
+from mindlab.finetune.alpaca import BuildOptions, build
 from mindlab.llm import predict
 from mindlab.llm.engine import Engine
-from mindlab.mind import Impressions, Mind
 from mindlab.prompts import (
     PROMPTS,
     InContext,
@@ -78,7 +78,7 @@ def test_prompts_of(monkeypatch, tiny_glm, glm4_chat):
     It is the last candidate's, and for next_topic, which shows no candidate's title, the latest of the history.
     """
     monkeypatch.setattr("mindlab.llm.hf.HFEngine", FakeEngine)
-    monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
+    monkeypatch.setattr("mindlab.prompts.chat.ChatTemplate.load", lambda *_: glm4_chat)
 
     def prompts(protocol, form, labels):
         mind = mind_of(labels, history=(0, 1, LAST) if form == "next_topic" else (0, 1, 2))

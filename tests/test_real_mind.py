@@ -8,13 +8,14 @@ import numpy as np
 import pytest
 from handmade import write_recprompt_csvs
 
-from mindlab import cli, recprompt
 from mindlab import report as reporting
-from mindlab.compare import Request, compare
+from mindlab.common import cli
+from mindlab.data import recprompt
+from mindlab.data.mind import Impressions, read_mind
+from mindlab.evaluation.predictions import read_predictions
 from mindlab.llm.predict import Request as Asked
 from mindlab.llm.predict import Work
-from mindlab.mind import Impressions, read_mind
-from mindlab.predictions import read_predictions
+from mindlab.runs.compare import Request, compare
 from scripts import compare as script
 from tests.conftest import ROOT
 

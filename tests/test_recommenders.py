@@ -8,10 +8,9 @@ import numpy as np
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
-from mindlab.blend import BLENDS, z_scores
-from mindlab.errors import UserError
-from mindlab.leak_rule import always_no, leak_rule
-from mindlab.metrics import ranking_metrics
+from mindlab.common.errors import UserError
+from mindlab.evaluation.leak_rule import always_no, leak_rule
+from mindlab.evaluation.metrics import ranking_metrics
 from mindlab.recommenders import METHODS, make_recommender
 from mindlab.recommenders.base import UNTRAINED, Recommender, history_share, score_without_labels
 from mindlab.recommenders.category import CategoriesShare, CategoryShare, SubcategoryShare
@@ -23,6 +22,7 @@ from mindlab.recommenders.oracle import FILE_NAME, Oracle
 from mindlab.recommenders.past import PastLog
 from mindlab.recommenders.popularity import StaticPopularity, StreamingPopularity
 from mindlab.recommenders.tfidf import TfIdf
+from mindlab.runs.blend import BLENDS, z_scores
 from mindlab.tasks import Dev
 
 NEWS = make_news(

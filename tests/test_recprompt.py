@@ -13,13 +13,14 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindlab import compare, download, recprompt
-from mindlab.doctor import examine
-from mindlab.errors import UserError
-from mindlab.mind import read_mind
-from mindlab.predictions import read_predictions
+from mindlab.common.errors import UserError
+from mindlab.data import download, recprompt
+from mindlab.data.check import examine
+from mindlab.data.mind import read_mind
+from mindlab.evaluation.predictions import read_predictions
 from mindlab.recommenders.base import Method
 from mindlab.recommenders.category import CategoryShare
+from mindlab.runs import compare
 from mindlab.tasks import Dev, task_of
 from tests.handmade import write_recprompt_csvs
 

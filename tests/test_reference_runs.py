@@ -7,14 +7,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindlab import compare, factory, report
+from mindlab import report
+from mindlab.data.mind import Mind, read_mind
+from mindlab.evaluation.metrics import evaluate, paired_differences
+from mindlab.evaluation.predictions import read_predictions
+from mindlab.finetune import factory
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import Request, predict
 from mindlab.llm.score import NextClickScorer
-from mindlab.metrics import evaluate, paired_differences
-from mindlab.mind import Mind, read_mind
-from mindlab.predictions import read_predictions
 from mindlab.prompts import NextClick, neutral_titles
+from mindlab.runs import compare
 from mindlab.tasks import Seed, limit
 from scripts.dev import boards
 

@@ -13,11 +13,11 @@ import pytest
 from handmade import make_impressions, make_news, random_impressions
 
 from mindlab import report
-from mindlab.errors import UserError
-from mindlab.metrics import evaluate, paired_differences
-from mindlab.predictions import read_predictions
+from mindlab.common.errors import UserError
+from mindlab.evaluation.metrics import evaluate, paired_differences
+from mindlab.evaluation.predictions import read_predictions
+from mindlab.evaluation.slices import masks, measure_slices
 from mindlab.report.plots import place_labels
-from mindlab.slices import masks, measure_slices
 
 NEWS = make_news([f"title {i}" for i in range(40)])
 IMPRESSIONS = random_impressions(np.random.default_rng(0), n=120)

@@ -9,14 +9,15 @@ import numpy as np
 import pyarrow as pa
 import pytest
 
-from mindlab import alpaca, compare, factory
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.common.manifest import data_hashes
+from mindlab.data.mind import read_mind
+from mindlab.data.synthetic import make_sample
+from mindlab.evaluation.predictions import read_predictions, write_predictions
+from mindlab.finetune import alpaca, factory
 from mindlab.llm import predict
-from mindlab.mind import read_mind
-from mindlab.predictions import read_predictions, write_predictions
-from mindlab.reproduce import changes_of_environment, compare_predictions, reproduce
-from mindlab.runs import data_hashes
-from mindlab.synthetic import make_sample
+from mindlab.runs import compare
+from mindlab.runs.reproduce import changes_of_environment, compare_predictions, reproduce
 from tests.conftest import ROOT
 from tests.test_factory import RECORDS, YAML, make_data, overrides_for
 
@@ -192,7 +193,7 @@ def test_the_script_says_what_differs_by_its_exit_code(data, tmp_path):
 SCORE = """
 import os, sys
 import torch
-from mindlab.compare import Request, compare
+from mindlab.runs.compare import Request, compare
 from mindlab.llm import predict
 from pathlib import Path
 data, model, out, threads = sys.argv[1:]

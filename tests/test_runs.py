@@ -1,12 +1,15 @@
-"""mindlab.runs: tokens stay out of what is kept, and rows of different data out of one table."""
+"""mindlab.common.manifest: tokens stay out of what is kept, and rows of different data out of one table."""
 
 import json
 import sys
 
 import pytest
 
-from mindlab import cli, factory, notebook, runs
-from mindlab.errors import UserError
+from mindlab.common import cli
+from mindlab.common import manifest as runs
+from mindlab.common.errors import UserError
+from mindlab.finetune import factory
+from mindlab.runs import notebook
 
 PLANTED = "Zm9vYmFyMTIzNDU2Nzg5"  # looks like nothing: only the variable's name tells
 

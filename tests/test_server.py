@@ -15,16 +15,16 @@ from pathlib import Path
 import psutil
 import pytest
 
-from mindlab import factory
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.data.synthetic import make_sample
+from mindlab.evaluation.predictions import read_predictions
+from mindlab.finetune import factory
 from mindlab.llm import server as module
 from mindlab.llm.lists import LEFT_OUT, NOT_ASKED, TWICE, UNANSWERED
 from mindlab.llm.predict import Request, predict
 from mindlab.llm.server import ServerWriter, serve_factory
 from mindlab.llm.writing import EMPTY, NO_JSON, TEXT_AROUND, WRONG_FORM, write_texts
-from mindlab.predictions import read_predictions
 from mindlab.report import leaderboard_row
-from mindlab.synthetic import make_sample
 
 FAULTS = (EMPTY, NO_JSON, WRONG_FORM, TEXT_AROUND, NOT_ASKED, TWICE, LEFT_OUT)
 
@@ -366,7 +366,7 @@ def test_an_error_in_the_block_ends_the_server_and_leaves_its_words_without_the_
 def test_a_killed_python_leaves_no_server(fake, tmp_path):
     fake()
     code = (
-        "import time; from mindlab import factory; from mindlab.llm.server import serve_factory\n"
+        "import time; from mindlab.finetune import factory; from mindlab.llm.server import serve_factory\n"
         f"factory.command = lambda: {factory.command()!r}\n"
         f"with serve_factory(*{('configs/news_inference.yaml', fake()[1])!r}, output={str(tmp_path / 'api.txt')!r}):\n"
         "    print('answers', flush=True)\n"

@@ -4,9 +4,9 @@ import numpy as np
 import pytest
 from handmade import make_impressions, make_news, random_impressions
 
-from mindlab.metrics import evaluate
-from mindlab.predictions import from_scores
-from mindlab.slices import FEWEST, masks, measure_slices
+from mindlab.evaluation.metrics import evaluate
+from mindlab.evaluation.predictions import from_scores
+from mindlab.evaluation.slices import FEWEST, masks, measure_slices
 
 NEWS = make_news([f"title {i}" for i in range(40)], [f"c{i % 3}" for i in range(40)])
 

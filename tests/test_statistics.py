@@ -1,7 +1,7 @@
 """The counts that stand beside MINDsmall's."""
 
-from mindlab.mind import read_mind
-from mindlab.statistics import describe
+from mindlab.data.mind import read_mind
+from mindlab.data.statistics import describe
 
 
 def test_describe_counts_by_hand(tmp_path):

@@ -10,18 +10,18 @@ import numpy as np
 import pytest
 
 from mindlab import report
-from mindlab.alpaca import BuildOptions, build, is_built
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.data.mind import read_mind
+from mindlab.data.synthetic import make_sample
+from mindlab.finetune.alpaca import BuildOptions, build, is_built
 from mindlab.llm import predict
 from mindlab.llm import rows as llm_rows
 from mindlab.llm.predict import Request, Work
+from mindlab.llm.summaries import BLOCK, Summariser, read_summary
 from mindlab.llm.writing import HFWriter
-from mindlab.mind import read_mind
 from mindlab.prompts import neutral_titles, share_of_yes, texts_written
+from mindlab.prompts.special_tokens import PATTERN
 from mindlab.report import written_text
-from mindlab.special_tokens import PATTERN
-from mindlab.summaries import BLOCK, Summariser, read_summary
-from mindlab.synthetic import make_sample
 from mindlab.tasks import Sampled
 from mindlab.tasks.sampled import INTERACTIONS
 from tests.conftest import ROOT
@@ -282,7 +282,7 @@ def test_summaries_and_their_writer_go_together(data, tmp_path):
 @pytest.fixture
 def request_of(data, tiny_glm, glm4_chat, monkeypatch):
     monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 3})
-    monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
+    monkeypatch.setattr("mindlab.prompts.chat.ChatTemplate.load", lambda *_: glm4_chat)
     return lambda **options: replace(
         Request(str(data), "sampled", "summary", str(tiny_glm), "glm4", limit=5), **options
     )
@@ -405,7 +405,7 @@ def test_the_table_has_a_column_for_writing(tmp_path):
 @pytest.mark.model
 def test_the_small_model_writes_and_is_scored_beside_the_others(smollm2, tmp_path, monkeypatch):
     """Two readers: scripts/compare.py gives the row without a summary, the one with it, and the difference."""
-    from mindlab import cli
+    from mindlab.common import cli
     from scripts import compare
 
     names = ["popularity", "smollm2-recent-base", "smollm2-hierarchical-base"]

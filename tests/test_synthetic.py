@@ -1,4 +1,4 @@
-"""mindlab.synthetic looks like MIND, is reproducible to the byte, and its oracle is where it should be."""
+"""mindlab.data.synthetic looks like MIND, is reproducible to the byte, and its oracle is where it should be."""
 
 import hashlib
 import json
@@ -8,17 +8,17 @@ import numpy as np
 import pytest
 from scipy.stats import spearmanr
 
-from mindlab.errors import UserError
-from mindlab.leak_rule import leak_rule
+from mindlab.common.errors import UserError
+from mindlab.data.mind import read_mind
+from mindlab.data.synthetic import MINDSMALL, default_news, make_sample
+from mindlab.evaluation.leak_rule import leak_rule
+from mindlab.evaluation.metrics import answer_metrics, evaluate, ranking_metrics
+from mindlab.evaluation.predictions import read_predictions
 from mindlab.llm.predict import Request, predict
-from mindlab.metrics import answer_metrics, evaluate, ranking_metrics
-from mindlab.mind import read_mind
-from mindlab.predictions import read_predictions
 from mindlab.recommenders import SIMPLE, make_recommender
 from mindlab.recommenders.base import score_without_labels
 from mindlab.recommenders.oracle import FILE_NAME, Oracle
 from mindlab.recommenders.past import PastLog
-from mindlab.synthetic import MINDSMALL, default_news, make_sample
 from tests.conftest import ROOT
 
 SAMPLE = ROOT / "data" / "sample"

@@ -6,9 +6,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from mindlab.errors import UserError
-from mindlab.mind import Impressions, Mind, read_mind
-from mindlab.synthetic import MINDSMALL
+from mindlab.common.errors import UserError
+from mindlab.data.mind import Impressions, Mind, read_mind
+from mindlab.data.synthetic import MINDSMALL
 from mindlab.tasks import Dev, Seed, limit, task_of
 from mindlab.tasks.sampled import INTERACTIONS
 from mindlab.tasks.sampled_impression import NEGATIVES, sampled_impressions, short_share
@@ -143,8 +143,8 @@ def test_limit_is_a_seeded_ascending_choice():
 
 @pytest.mark.slow
 def test_the_builder_gives_the_tutorials_counts_from_files_of_mindsmalls_size(tmp_path):
-    from mindlab.alpaca import BuildOptions, build
-    from mindlab.synthetic import make_sample
+    from mindlab.data.synthetic import make_sample
+    from mindlab.finetune.alpaca import BuildOptions, build
 
     make_sample(tmp_path / "data", MINDSMALL["train"], 10, 2000, seed=1)
     mind = read_mind(tmp_path / "data", ("train",))

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from mindlab import factory
+from mindlab.finetune import factory
 from tests.test_factory import ROOT, YAML, make_data
 from tests.tiny_glm import RECORDS
 

@@ -18,15 +18,15 @@ import numpy as np
 import pytest
 import torch
 
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.common.machine import QUIET
+from mindlab.data.synthetic import make_sample
+from mindlab.evaluation.predictions import read_predictions
 from mindlab.llm import predict, vllm
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import Request
 from mindlab.llm.vllm import VllmEngine, merge
 from mindlab.llm.vllm_worker import MAX_TOKEN_IDS, Worker, answer_all
-from mindlab.machine import QUIET
-from mindlab.predictions import read_predictions
-from mindlab.synthetic import make_sample
 from tests.test_predict import KilledError, killed_after
 
 RUBBISH = 6.1e13
@@ -243,7 +243,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def request_of(data, sharp, glm4_chat, monkeypatch):
     monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 3, "vllm": 3})
-    monkeypatch.setattr("mindlab.chat.ChatTemplate.load", lambda *_: glm4_chat)
+    monkeypatch.setattr("mindlab.prompts.chat.ChatTemplate.load", lambda *_: glm4_chat)
 
     def request_of(form="next_click", **options):
         protocol = "seed" if form == "likes_dislikes" else "dev"
@@ -454,7 +454,7 @@ def test_what_is_missing_is_told_in_one_line(sharp, tmp_path, monkeypatch):
 
 
 def test_the_script_tells_how_to_get_vllm(request_of, data, sharp, tmp_path, monkeypatch, capsys):
-    from mindlab import cli
+    from mindlab.common import cli
     from scripts import predict as script
 
     words = ["--data", data, "--protocol", "dev", "--format", "pointwise", "--model", sharp]

@@ -6,11 +6,11 @@ import numpy as np
 import pytest
 from jsonschema import Draft202012Validator
 
-from mindlab.chat import record_prompt
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 from mindlab.llm import writing
 from mindlab.llm.writing import Answer, HFWriter, count_faults, read_json, write_texts
 from mindlab.prompts import NewsTokens, object_schema
+from mindlab.prompts.chat import record_prompt
 
 TITLES = [
     "Tigers win",

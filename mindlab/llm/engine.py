@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from mindlab.runs import peak_memory_mb
+from mindlab.common.manifest import peak_memory_mb
 
 Ids = Sequence[int]
 Ask = tuple[Ids, Sequence[Ids]]  # a prefix, and lines that each continue it

@@ -22,7 +22,7 @@ from torch.nn.attention.bias import causal_lower_right
 from transformers import AttentionInterface, AutoModelForCausalLM
 from transformers.integrations.sdpa_attention import sdpa_attention_forward
 
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 from mindlab.llm.engine import Engine
 
 KeysAndValues = list[tuple[torch.Tensor, torch.Tensor]]  # by layer, (key heads, tokens, head size) each

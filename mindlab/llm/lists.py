@@ -12,11 +12,11 @@ from typing import Any
 
 import numpy as np
 
-from mindlab.cli import Progress
+from mindlab.common.cli import Progress
+from mindlab.data.mind import Impressions
 from mindlab.llm.predict import Request
 from mindlab.llm.server import ServerWriter
 from mindlab.llm.writing import TEXT_AROUND, Answer, HFWriter, Writer, count_faults, read_json, write_texts
-from mindlab.mind import Impressions
 from mindlab.prompts import JsonList, ListParts
 from mindlab.prompts.records import Budget, Shortening, fit_budget
 

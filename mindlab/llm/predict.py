@@ -3,7 +3,7 @@
 A run folder holds ``request.json`` (what was asked), ``parts/*.parquet`` while it is going on, and at
 the end ``predictions.parquet`` and ``manifest.json``. Running the same request again goes on with the
 parts that are missing; a finished run is left as it is. A part is a function of the request alone, so parts
-may be scored in any order, by any number of processes (`mindlab.distributed`): the same bytes.
+may be scored in any order, by any number of processes (`mindlab.runs.distributed`): the same bytes.
 """
 
 import json
@@ -22,12 +22,14 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mindlab import alpaca, factory, predictions
-from mindlab.calibration import log_odds_shift
-from mindlab.errors import UserError
-from mindlab.files import atomic_path, lock, read_json, sha256, write_json
+from mindlab.common.errors import UserError
+from mindlab.common.files import atomic_path, lock, read_json, sha256, write_json
+from mindlab.common.manifest import REQUEST, data_hashes, is_started, provenance, reset_peak_memory
+from mindlab.data.mind import Impressions, Mind, News, read_mind
+from mindlab.evaluation import predictions
+from mindlab.evaluation.calibration import log_odds_shift
+from mindlab.finetune import alpaca, factory
 from mindlab.llm.engine import Engine
-from mindlab.mind import Impressions, Mind, News, read_mind
 from mindlab.prompts import (
     PROMPTS,
     JsonList,
@@ -42,7 +44,6 @@ from mindlab.prompts.base import ANSWER, LETTER, LINE, TOPIC, WRITTEN, YES_NO, l
 from mindlab.prompts.next_topic import topics_of
 from mindlab.prompts.records import Budget, Shortening, batched, fit_budget
 from mindlab.prompts.summary import check_way
-from mindlab.runs import REQUEST, data_hashes, is_started, provenance, reset_peak_memory
 from mindlab.tasks import limit, task_of
 from mindlab.tasks.base import VALIDATION
 
@@ -178,7 +179,7 @@ class Work:
         Format summary: what the base model says of the readers of `rows`, by their history. Format json_list: the scores
         that its answers come to, by impression id.
         """
-        from mindlab.summaries import summariser_of
+        from mindlab.llm.summaries import summariser_of
 
         request = self.request
         is_list = request.prompt.asks == WRITTEN
@@ -240,7 +241,7 @@ def predict(
     """Run `request` into the folder `out` and return it; nothing is done if it is finished already.
 
     `how` goes to the engine's constructor: what it takes that no score depends on (`VllmEngine`). `run` is an
-    ordered map that scores the parts elsewhere, such as `mindlab.distributed.ray_map`; without it they are scored
+    ordered map that scores the parts elsewhere, such as `mindlab.runs.distributed.ray_map`; without it they are scored
     here, where `progress` moves with every case. The result is the same, so either may go on with what the other
     began.
 
@@ -429,7 +430,7 @@ def _lists(request: Request, asked: Impressions, titles: np.ndarray) -> Any:
 
     budget = None  # nobody here knows the tokenizer of a server's model
     if not request.base_url:
-        from mindlab.chat import ChatTemplate
+        from mindlab.prompts.chat import ChatTemplate
 
         if request.adapter:
             factory.check_adapter(request.adapter, request.model, request.template)
@@ -463,7 +464,7 @@ class Asking:
     request: Request
     prompt: Prompt
     engine: Engine
-    chat: Any  # mindlab.chat.ChatTemplate
+    chat: Any  # mindlab.prompts.chat.ChatTemplate
     news: News
     shown: np.ndarray  # object (n_news,), how the prompt shows each
     candidates: Sequence[int]  # the news of all impressions to come
@@ -490,10 +491,10 @@ def make_scorer(
     """Return a function that scores each impression of a table, and the engine behind it, made with `how`.
 
     With `candidates`, the news of all impressions to come, a score depends on nothing that was scored before.
-    `engine` stands in for the model, e.g. to count what would be read (`mindlab.token_counts`). `written` is what a
+    `engine` stands in for the model, e.g. to count what would be read (`mindlab.llm.token_counts`). `written` is what a
     model wrote before (`Work.written`): what format summary shows of a user, the scores of format json_list.
     """
-    from mindlab.chat import ChatTemplate
+    from mindlab.prompts.chat import ChatTemplate
 
     _check(request)
     prompt = request.prompt

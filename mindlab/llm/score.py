@@ -1,6 +1,6 @@
 """What one format does with an engine: from a reader's history and candidates to one score each.
 
-Prompts are LLaMA-Factory's own token ids (`mindlab.chat`), so the model is asked exactly what it was
+Prompts are LLaMA-Factory's own token ids (`mindlab.prompts.chat`), so the model is asked exactly what it was
 trained on. `NextClickScorer` and `NextTopicScorer` read likelihoods, `YesNoScorer` the logits of Yes and No,
 `ListwiseScorer` those of letters. Each scores one reader, or many at once for the engines that gain from it.
 """
@@ -9,10 +9,10 @@ from collections.abc import Mapping, Sequence
 
 import numpy as np
 
-from mindlab.chat import ChatTemplate, record_prompt
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 from mindlab.llm.engine import Engine
 from mindlab.prompts import ListParts, Listwise, NextClick, NextTopic, NextTopicParts, Record
+from mindlab.prompts.chat import ChatTemplate, record_prompt
 from mindlab.prompts.records import Budget, Shortening, fit_budget
 
 

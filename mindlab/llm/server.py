@@ -25,11 +25,11 @@ from urllib.parse import urlsplit
 
 import requests
 
-from mindlab import factory
-from mindlab.chat import check_model, record_prompt
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.common.manifest import without_secrets
+from mindlab.finetune import factory
 from mindlab.prompts import Record
-from mindlab.runs import without_secrets
+from mindlab.prompts.chat import check_model, record_prompt
 
 KEY = "OPENAI_API_KEY"
 TIMEOUT = 120  # seconds without a byte; a large model on a busy server thinks long

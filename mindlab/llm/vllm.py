@@ -23,11 +23,11 @@ from typing import Any
 
 import numpy as np
 
-from mindlab import machine
-from mindlab.errors import UserError
-from mindlab.files import sha256
+from mindlab.common import machine
+from mindlab.common.errors import UserError
+from mindlab.common.files import sha256
+from mindlab.common.manifest import peak_memory_mb
 from mindlab.llm.engine import Ask, Engine, Ids
-from mindlab.runs import peak_memory_mb
 
 WORKER = Path(__file__).with_name("vllm_worker.py")
 SERVE_PYTHON = os.environ.get("MINDLAB_SERVE_PYTHON", ".venv-serve/bin/python")

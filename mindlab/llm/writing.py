@@ -18,12 +18,12 @@ from typing import Any, Protocol
 
 import numpy as np
 
-from mindlab.chat import ChatTemplate, record_prompt
-from mindlab.cli import Progress, batches_bar
-from mindlab.errors import UserError
-from mindlab.files import lock, sha256, write_json, write_text
+from mindlab.common.cli import Progress, batches_bar
+from mindlab.common.errors import UserError
+from mindlab.common.files import lock, sha256, write_json, write_text
 from mindlab.llm.score import answer_frame, n_shared
 from mindlab.prompts import Record
+from mindlab.prompts.chat import ChatTemplate, record_prompt
 from mindlab.prompts.records import batched
 
 CACHE = Path("runs/written")

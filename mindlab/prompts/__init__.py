@@ -6,7 +6,7 @@ written, by `mindlab.llm.writing`.
 
 from typing import Any
 
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 from mindlab.prompts.base import Prompt, Record, listed, neutral_titles, yes_no
 from mindlab.prompts.in_context import InContext
 from mindlab.prompts.json_list import JsonList

@@ -1,7 +1,7 @@
 """What every prompt declares, and what they share.
 
 A record is ``{"system", "instruction", "input", "output"}``, all strings; in front of a writer (`mindlab.llm.writing`)
-it may also have a ``"schema"`` for its answer. Titles come in already neutralised (`mindlab.special_tokens`).
+it may also have a ``"schema"`` for its answer. Titles come in already neutralised (`mindlab.prompts.special_tokens`).
 """
 
 from collections.abc import Iterator, Sequence
@@ -9,8 +9,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
-from mindlab.special_tokens import neutralise
+from mindlab.data.mind import Impressions, News
+from mindlab.prompts.special_tokens import neutralise
 from mindlab.tasks.base import IMPRESSION
 
 Record = dict[str, Any]
@@ -34,7 +34,7 @@ class Prompt:
     history_length: ClassVar[int] = 8  # the latest titles that it shows unless told otherwise
     options: ClassVar[
         tuple[str, ...]
-    ] = ()  # of `mindlab.alpaca.BuildOptions` and of a scoring request, that it takes
+    ] = ()  # of `mindlab.finetune.alpaca.BuildOptions` and of a scoring request, that it takes
     of_users: ClassVar[bool] = False  # its records are of users, and not of impressions
     shows_labels: ClassVar[bool] = False  # of other candidates than the one it asks about
     shows_summary: ClassVar[bool] = False  # a text about the user, that a language model may have written
@@ -78,7 +78,7 @@ class Prompt:
             rows: the labelled impressions of the split.
             news: the catalogue.
             shown: object (n_news,), from `shown`.
-            options: `mindlab.alpaca.BuildOptions`.
+            options: `mindlab.finetune.alpaca.BuildOptions`.
             rng: decides the order and what is drawn.
             summaries: what was written about the user of each impression, "" for nothing.
         """

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
 from mindlab.prompts.base import ANSWER, Prompt, Record, yes_no
 from mindlab.prompts.tutorial_writer import TutorialWriter
 from mindlab.tasks.base import CANDIDATE

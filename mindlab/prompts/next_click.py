@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
 from mindlab.prompts.base import LINE, Prompt, Record, listed
 from mindlab.prompts.users import NO_HISTORY_SHARE, clicks_of_readers, permute_titles
 

@@ -6,10 +6,10 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
 from mindlab.prompts.base import TOPIC, Prompt, Record, listed
+from mindlab.prompts.special_tokens import neutralise
 from mindlab.prompts.users import NO_HISTORY_SHARE, clicks_of_readers, permute_titles
-from mindlab.special_tokens import neutralise
 
 TOPICS_ASKED = 6  # clicks that the answer of a record names the topics of
 

@@ -6,7 +6,7 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
 from mindlab.prompts.base import YES_NO, Prompt, Record, latest, listed, yes_no
 
 

@@ -1,7 +1,7 @@
 """From samples to the bytes of a JSON file: records made to fit a token budget, put together in blocks.
 
 A writer turns one job, a block of samples, into a `Part`; writers and jobs can be pickled, and parts depend on their
-job alone, so any ordered map may run them (`mindlab.alpaca.build`).
+job alone, so any ordered map may run them (`mindlab.finetune.alpaca.build`).
 """
 
 import json
@@ -13,7 +13,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 
-from mindlab.mind import Impressions
+from mindlab.data.mind import Impressions
 from mindlab.prompts.base import Prompt, Record, yes_no
 
 IMPRESSIONS = 4096  # in a block of the tutorial's samples

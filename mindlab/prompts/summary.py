@@ -6,8 +6,8 @@ from typing import Any, ClassVar
 
 import numpy as np
 
-from mindlab.errors import UserError
-from mindlab.mind import Impressions, News
+from mindlab.common.errors import UserError
+from mindlab.data.mind import Impressions, News
 from mindlab.prompts.base import YES_NO, Prompt, Record, latest, listed, yes_no
 from mindlab.tasks.base import USER
 

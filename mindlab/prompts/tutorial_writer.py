@@ -9,7 +9,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mindlab.mind import Impressions
+from mindlab.data.mind import Impressions
 from mindlab.prompts.base import yes_no
 from mindlab.prompts.records import Part
 

@@ -6,7 +6,7 @@ from typing import Any
 
 import numpy as np
 
-from mindlab.mind import Impressions
+from mindlab.data.mind import Impressions
 
 NO_HISTORY_SHARE = 0.05  # records in the form without history, of next_click (one title alone) and next_topic
 

@@ -5,7 +5,7 @@ A new one is a file and a line here. What a method says of itself is in `base.Me
 
 from collections.abc import Iterable
 
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 from mindlab.recommenders import (
     augmented,
     blind,

@@ -6,10 +6,10 @@ from typing import Any, Self
 
 import numpy as np
 
-from mindlab import embedded_model
-from mindlab.augmentation import Augmenter, Written
-from mindlab.embeddings import Encoder, MiniLMEncoder
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
+from mindlab.llm import embedded_model
+from mindlab.llm.augmentation import Augmenter, Written
+from mindlab.llm.embeddings import Encoder, MiniLMEncoder
 from mindlab.recommenders.base import CLICKS, Method, Recommender, used_histories
 from mindlab.recommenders.boosting import lambdarank, with_ranks
 from mindlab.recommenders.embedding import MEAN, EmbeddingCosine, reader_scores, unit

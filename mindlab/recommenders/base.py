@@ -7,7 +7,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
 from mindlab.recommenders.past import PastLog
 from mindlab.tasks import Task
 from mindlab.tasks.base import CANDIDATE, IMPRESSION, USER
@@ -142,7 +142,7 @@ def late_rows(train: Impressions, valid: Impressions | None) -> np.ndarray:
 
 def mean_auc(scores: np.ndarray, rows: Impressions) -> float:
     """Return the AUC of labelled impressions, the mean over those that have one."""
-    from mindlab.metrics import ranking_metrics
+    from mindlab.evaluation.metrics import ranking_metrics
 
     return float(np.nanmean(ranking_metrics(scores, rows.labels, rows.offsets)["auc"]))
 

@@ -1,6 +1,6 @@
 """The answers to the tutorial's task that look at no news, as rows of its table.
 
-These are **not** recommenders: they read the labels of the impression that they answer for (`mindlab.leak_rule`).
+These are **not** recommenders: they read the labels of the impression that they answer for (`mindlab.evaluation.leak_rule`).
 """
 
 from collections.abc import Callable
@@ -8,8 +8,8 @@ from functools import partial
 
 import numpy as np
 
-from mindlab.leak_rule import always_no, leak_rule
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
+from mindlab.evaluation.leak_rule import always_no, leak_rule
 from mindlab.recommenders.base import Method, Recommender
 from mindlab.recommenders.past import PastLog
 from mindlab.tasks.base import CANDIDATE

@@ -6,9 +6,9 @@ from typing import Any, Self
 
 import numpy as np
 
-from mindlab.embeddings import Encoder, MiniLMEncoder
-from mindlab.errors import UserError
-from mindlab.mind import Impressions, News
+from mindlab.common.errors import UserError
+from mindlab.data.mind import Impressions, News
+from mindlab.llm.embeddings import Encoder, MiniLMEncoder
 from mindlab.recommenders.base import (
     CLICKS,
     TIMES,

@@ -4,7 +4,7 @@ from typing import Self
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
 from mindlab.recommenders.base import Method, Recommender
 from mindlab.recommenders.past import PastLog
 

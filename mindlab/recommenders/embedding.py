@@ -8,9 +8,9 @@ from typing import Any, NamedTuple, Self
 
 import numpy as np
 
-from mindlab import embedded_model
-from mindlab.embeddings import Encoder, HiddenStates, MiniLMEncoder, news_vectors
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
+from mindlab.llm import embedded_model
+from mindlab.llm.embeddings import Encoder, HiddenStates, MiniLMEncoder, news_vectors
 from mindlab.recommenders.base import (
     CLICKS,
     Method,

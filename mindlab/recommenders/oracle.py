@@ -5,8 +5,8 @@ from typing import Self
 
 import numpy as np
 
-from mindlab.errors import UserError
-from mindlab.mind import Impressions, News
+from mindlab.common.errors import UserError
+from mindlab.data.mind import Impressions, News
 from mindlab.recommenders.base import UTILITIES, Method, Recommender, ragged_rows
 from mindlab.recommenders.past import PastLog
 from mindlab.tasks import Task

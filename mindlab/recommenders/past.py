@@ -5,7 +5,7 @@ from itertools import pairwise
 
 import numpy as np
 
-from mindlab.mind import Impressions
+from mindlab.data.mind import Impressions
 
 # Weights grow as 2 ** (age of the log in half-lives); doubles end at 2 ** 1023.
 MAX_HALF_LIVES = 960

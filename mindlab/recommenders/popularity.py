@@ -5,7 +5,7 @@ from typing import Self
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
 from mindlab.recommenders.base import CLICKS, TIMES, Method, Recommender, training_labels, used_histories
 from mindlab.recommenders.past import PastLog
 from mindlab.tasks import Task

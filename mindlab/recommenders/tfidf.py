@@ -6,7 +6,7 @@ from typing import Any, Self
 
 import numpy as np
 
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
 from mindlab.recommenders.base import Method, Recommender, ragged_rows, used_histories
 from mindlab.recommenders.past import PastLog
 

@@ -12,16 +12,16 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from mindlab.calibration import calibration
-from mindlab.errors import UserError
-from mindlab.files import is_number
-from mindlab.intervals import FEW_CLUSTERS
-from mindlab.metrics import METRICS, Evaluation, evaluate_seeds, paired_differences
-from mindlab.predictions import read_predictions, seed_files
+from mindlab.common.errors import UserError
+from mindlab.common.files import is_number
+from mindlab.common.manifest import check_same_data, read_manifest
+from mindlab.evaluation.calibration import calibration
+from mindlab.evaluation.intervals import FEW_CLUSTERS
+from mindlab.evaluation.metrics import METRICS, Evaluation, evaluate_seeds, paired_differences
+from mindlab.evaluation.predictions import read_predictions, seed_files
 from mindlab.prompts import PROMPTS
 from mindlab.prompts.base import ANSWER, YES_NO
 from mindlab.report.numbers import interval_text, or_none, time_text
-from mindlab.runs import check_same_data, read_manifest
 from mindlab.tasks import task_of
 
 DEFAULT_REFERENCE = "popularity"
@@ -84,7 +84,7 @@ def measure(run: str | Path, cases: np.ndarray | None = None) -> Measured:
 def leaderboard_row(run: str | Path, cases: np.ndarray | None = None) -> dict[str, Any]:
     """Return the leaderboard row of a run folder; None where a column does not apply.
 
-    Intervals are 95 %, over users and clicked news (`mindlab.metrics.evaluate`). ``seeds`` is the number of training
+    Intervals are 95 %, over users and clicked news (`mindlab.evaluation.metrics.evaluate`). ``seeds`` is the number of training
     seeds that were pooled, one file of predictions each. ``paired`` is filled by `leaderboard`.
 
     Args:
@@ -137,7 +137,7 @@ def leaderboard(
             not score all of them scored different impressions, and is refused.
         context: what the rows cannot know: ``title``, ``data`` (which data, in words), ``synthetic``
             (true puts the warning on every form of the table), ``command`` (that makes it all again),
-            ``notes`` (a list of sentences), ``published`` (a table of `mindlab.published.read_published`, shown apart).
+            ``notes`` (a list of sentences), ``published`` (a table of `mindlab.report.published.read_published`, shown apart).
 
     Returns:
         ``rows`` (as leaderboard.json), ``manifests`` and ``evaluations`` by name, ``pairs``, ``reference``, ``context`` and

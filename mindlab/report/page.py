@@ -9,8 +9,8 @@ from typing import Any
 
 import numpy as np
 
-from mindlab.files import lock, write_json, write_text
-from mindlab.metrics import METRICS, PART_METRICS, RANKING_METRICS
+from mindlab.common.files import lock, write_json, write_text
+from mindlab.evaluation.metrics import METRICS, PART_METRICS, RANKING_METRICS
 from mindlab.report.board import (
     LABELS,
     SYNTHETIC,
@@ -76,11 +76,11 @@ def write_report(
     Args:
         out_html: the file to write.
         board: from `leaderboard`.
-        losses: rows with ``current_steps`` and ``loss``, as `mindlab.factory.read_loss` returns them.
+        losses: rows with ``current_steps`` and ``loss``, as `mindlab.finetune.factory.read_loss` returns them.
         context: adds to, or replaces, the board's own context.
         tutorial: for the `seed` protocol, by name: ``accuracy``, ``accuracy_low``, ``accuracy_high``,
-            ``precision``, ``recall`` and ``n`` (or ``n_answers``), as `mindlab.metrics` names them.
-        slices: from `mindlab.slices.measure_slices`.
+            ``precision``, ``recall`` and ``n`` (or ``n_answers``), as `mindlab.evaluation.metrics` names them.
+        slices: from `mindlab.evaluation.slices.measure_slices`.
     """
     context = board["context"] | check_context(context)
     title = str(context.get("title") or "Leaderboard")

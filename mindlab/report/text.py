@@ -4,7 +4,7 @@ import html
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from mindlab.metrics import PART_METRICS, RANKING_METRICS
+from mindlab.evaluation.metrics import PART_METRICS, RANKING_METRICS
 from mindlab.report.board import (
     LABELS,
     blocks,

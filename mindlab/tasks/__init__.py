@@ -3,7 +3,7 @@
 `TASKS` are those that the commands know by --protocol; a new one is a file and a line here.
 """
 
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 from mindlab.tasks.base import Task, limit
 from mindlab.tasks.dev import Dev
 from mindlab.tasks.sampled import Sampled

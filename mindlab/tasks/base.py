@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from mindlab.errors import UserError
-from mindlab.metrics import USUAL
-from mindlab.mind import Impressions, Mind, splits_in
+from mindlab.common.errors import UserError
+from mindlab.data.mind import Impressions, Mind, splits_in
+from mindlab.evaluation.metrics import USUAL
 
 VALIDATION = "valid"  # a split; of MIND's files only where there is no training split
 SUBMISSION, SUBMITTED = "submission", "test"  # a split, and MIND's name for it
@@ -26,7 +26,7 @@ class Task(ABC):
     name: ClassVar[str]
     case: ClassVar[str] = IMPRESSION
     headline: ClassVar[str] = "auc"  # the metric to quote
-    metrics: ClassVar[tuple[str, ...]] = USUAL  # of `mindlab.metrics.METRICS`
+    metrics: ClassVar[tuple[str, ...]] = USUAL  # of `mindlab.evaluation.metrics.METRICS`
     needs_training: ClassVar[bool] = False  # of the data; without a training split it can't be made
     has_times: ClassVar[bool] = (
         True  # what was clicked before an impression can be told from what comes after it
@@ -47,7 +47,7 @@ class Task(ABC):
         """Return the splits of MIND's files in the folder `data` that a split of the task needs.
 
         Whether they are there and whole, `read_mind` says. A folder with ``valid/`` in place of ``train/``
-        (mindlab/recprompt.py) has nothing to train on.
+        (mindlab/data/recprompt.py) has nothing to train on.
 
         Raises:
             UserError: if `data` has no training split and the task needs one.

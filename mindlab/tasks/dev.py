@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mindlab.mind import Impressions, Mind
+from mindlab.data.mind import Impressions, Mind
 from mindlab.tasks.base import SUBMISSION, SUBMITTED, VALIDATION, Task, labelled
 
 VALIDATION_DAY = np.datetime64("2019-11-14")

@@ -7,9 +7,9 @@ from typing import ClassVar
 
 import numpy as np
 
-from mindlab.errors import UserError
-from mindlab.metrics import SAMPLED_METRICS, USUAL
-from mindlab.mind import Impressions, Mind
+from mindlab.common.errors import UserError
+from mindlab.data.mind import Impressions, Mind
+from mindlab.evaluation.metrics import SAMPLED_METRICS, USUAL
 from mindlab.tasks.base import USER, Task
 from mindlab.tasks.sampled_impression import NEGATIVES, note
 from mindlab.tasks.seed import TRAIN_SHARE

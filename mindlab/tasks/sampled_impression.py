@@ -5,8 +5,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from mindlab.metrics import SAMPLED_METRICS, USUAL
-from mindlab.mind import Impressions, Mind
+from mindlab.data.mind import Impressions, Mind
+from mindlab.evaluation.metrics import SAMPLED_METRICS, USUAL
 from mindlab.tasks.dev import Dev
 
 NEGATIVES = 20  # of a test case

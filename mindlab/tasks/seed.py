@@ -4,7 +4,7 @@ from typing import ClassVar
 
 import numpy as np
 
-from mindlab.mind import Impressions, Mind
+from mindlab.data.mind import Impressions, Mind
 from mindlab.tasks.base import CANDIDATE, Task, labelled
 
 TRAIN_SHARE = 0.8

@@ -20,11 +20,11 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import machine
-from mindlab.chat import ChatTemplate
+from mindlab.common import machine
+from mindlab.data.mind import read_mind
 from mindlab.llm.hf import HFEngine
-from mindlab.mind import read_mind
-from mindlab.notebook import setup
+from mindlab.prompts.chat import ChatTemplate
+from mindlab.runs.notebook import setup
 
 # %% tags=["parameters"]
 data = "data/sample"

@@ -20,15 +20,16 @@ import pandas as pd
 from IPython.display import display
 from llamafactory.data.processor.processor_utils import infer_seqlen
 
-from mindlab import alpaca, factory, tasks
-from mindlab.chat import ChatTemplate, record_prompt
-from mindlab.files import sha256
-from mindlab.mind import NEWS_COLUMNS, read_mind
-from mindlab.notebook import setup
+from mindlab import tasks
+from mindlab.common.files import sha256
+from mindlab.common.manifest import data_hashes
+from mindlab.data.mind import NEWS_COLUMNS, read_mind
+from mindlab.finetune import alpaca, factory
 from mindlab.prompts import PROMPTS, LikesDislikes, likes_dislikes_parts, neutral_titles, records
+from mindlab.prompts.chat import ChatTemplate, record_prompt
 from mindlab.prompts.next_click import next_click_parts
 from mindlab.prompts.pointwise import pointwise_parts
-from mindlab.runs import data_hashes
+from mindlab.runs.notebook import setup
 
 # %% tags=["parameters"]
 data = "data/sample"

@@ -24,14 +24,14 @@ from llamafactory.chat import ChatModel
 from peft import LoraConfig, get_peft_model
 from transformers import AutoModelForCausalLM
 
-from mindlab import factory
-from mindlab.chat import ChatTemplate, quiet_factory, record_prompt
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
+from mindlab.data.mind import read_mind
+from mindlab.finetune import factory
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.score import answer_frame
-from mindlab.mind import read_mind
-from mindlab.notebook import LossCurve, setup
 from mindlab.prompts import NextClick, listed, neutral_titles
+from mindlab.prompts.chat import ChatTemplate, quiet_factory, record_prompt
+from mindlab.runs.notebook import LossCurve, setup
 
 # %% tags=["parameters"]
 data = "data/sample"

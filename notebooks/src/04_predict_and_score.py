@@ -22,17 +22,26 @@ import pandas as pd
 from IPython.display import display
 from scipy.stats import rankdata
 
-from mindlab import compare, factory, predictions, tasks
-from mindlab.chat import ChatTemplate
-from mindlab.files import sha256
-from mindlab.leak_rule import always_no, leak_rule
+from mindlab import tasks
+from mindlab.common.files import sha256
+from mindlab.data.mind import read_mind
+from mindlab.evaluation import predictions
+from mindlab.evaluation.leak_rule import always_no, leak_rule
+from mindlab.evaluation.metrics import (
+    RANKING_METRICS,
+    answer_metrics,
+    evaluate,
+    paired_differences,
+    ranking_metrics,
+)
+from mindlab.finetune import factory
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.predict import Request, predict
 from mindlab.llm.score import NextClickScorer, YesNoScorer
-from mindlab.metrics import RANKING_METRICS, answer_metrics, evaluate, paired_differences, ranking_metrics
-from mindlab.mind import read_mind
-from mindlab.notebook import bar, setup
 from mindlab.prompts import LikesDislikes, NextClick, likes_dislikes_parts, neutral_titles
+from mindlab.prompts.chat import ChatTemplate
+from mindlab.runs import compare
+from mindlab.runs.notebook import bar, setup
 
 # %% tags=["parameters"]
 data = "data/sample"

@@ -23,19 +23,21 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import alpaca, compare, tasks
-from mindlab.chat import ChatTemplate
-from mindlab.files import sha256
-from mindlab.leak_rule import always_no, leak_rule
-from mindlab.leakage import audit
+from mindlab import tasks
+from mindlab.common.files import sha256
+from mindlab.common.manifest import read_manifest
+from mindlab.data.mind import read_mind
+from mindlab.evaluation.audit import audit
+from mindlab.evaluation.leak_rule import always_no, leak_rule
+from mindlab.evaluation.metrics import answer_metrics, evaluate
+from mindlab.evaluation.predictions import read_predictions
+from mindlab.finetune import alpaca
 from mindlab.llm.hf import HFEngine
 from mindlab.llm.score import YesNoScorer
-from mindlab.metrics import answer_metrics, evaluate
-from mindlab.mind import read_mind
-from mindlab.notebook import setup
-from mindlab.predictions import read_predictions
 from mindlab.prompts import LikesDislikes, likes_dislikes_parts, neutral_titles
-from mindlab.runs import read_manifest
+from mindlab.prompts.chat import ChatTemplate
+from mindlab.runs import compare
+from mindlab.runs.notebook import setup
 
 # %% tags=["parameters"]
 data = "data/sample"

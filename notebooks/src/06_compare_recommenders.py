@@ -22,16 +22,16 @@ from IPython.display import display
 
 from mindlab import report as reporting
 from mindlab import tasks
-from mindlab.compare import Request, compare
+from mindlab.data.mind import read_mind
+from mindlab.evaluation.metrics import evaluate, paired_differences
+from mindlab.evaluation.predictions import from_scores
+from mindlab.evaluation.slices import masks, measure_slices
 from mindlab.llm import rows
-from mindlab.metrics import evaluate, paired_differences
-from mindlab.mind import read_mind
-from mindlab.notebook import setup
-from mindlab.predictions import from_scores
 from mindlab.recommenders.base import history_share, score_without_labels
 from mindlab.recommenders.past import PastLog
 from mindlab.recommenders.popularity import StreamingPopularity
-from mindlab.slices import masks, measure_slices
+from mindlab.runs.compare import Request, compare
+from mindlab.runs.notebook import setup
 
 # %% tags=["parameters"]
 data = "data/sample"

@@ -23,17 +23,18 @@ from IPython.display import display
 from sklearn.manifold import TSNE
 
 from mindlab import report as reporting
-from mindlab import retrieval, tasks
-from mindlab.compare import Request, compare
-from mindlab.embeddings import HiddenStates, MiniLMEncoder, news_vectors
-from mindlab.metrics import evaluate, paired_differences
-from mindlab.mind import read_mind
-from mindlab.notebook import batches_bar, setup
-from mindlab.predictions import from_scores
+from mindlab import tasks
+from mindlab.data.mind import read_mind
+from mindlab.evaluation import retrieval
+from mindlab.evaluation.metrics import evaluate, paired_differences
+from mindlab.evaluation.predictions import from_scores
+from mindlab.evaluation.slices import masks, measure_slices
+from mindlab.llm.embeddings import HiddenStates, MiniLMEncoder, news_vectors
 from mindlab.recommenders import make_recommender, pairs_among
 from mindlab.recommenders.base import score_without_labels
 from mindlab.recommenders.embedding import CACHE, EMBEDDED, EmbeddingCosine, reader_vectors, unit
-from mindlab.slices import masks, measure_slices
+from mindlab.runs.compare import Request, compare
+from mindlab.runs.notebook import batches_bar, setup
 
 # %% tags=["parameters"]
 data = "data/sample"

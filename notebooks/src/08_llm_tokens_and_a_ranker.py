@@ -27,16 +27,16 @@ from sklearn.pipeline import make_pipeline
 
 from mindlab import report as reporting
 from mindlab import tasks
-from mindlab.augmentation import Augmenter
-from mindlab.compare import Request, compare
+from mindlab.data.mind import read_mind
+from mindlab.evaluation.metrics import ranking_metrics
+from mindlab.llm.augmentation import Augmenter
 from mindlab.llm.writing import HFWriter, count_faults, read_json, write_texts
-from mindlab.metrics import ranking_metrics
-from mindlab.mind import read_mind
-from mindlab.notebook import batches_bar, setup
 from mindlab.prompts import NewsTokens
 from mindlab.recommenders import pairs_among
 from mindlab.recommenders.augmented import behind_titles
 from mindlab.recommenders.tfidf import text_cosines, word_weights
+from mindlab.runs.compare import Request, compare
+from mindlab.runs.notebook import batches_bar, setup
 
 # %% tags=["parameters"]
 data = "runs/newspaper"

@@ -21,16 +21,14 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import probes, tasks
 from mindlab import report as reporting
-from mindlab.compare import Request as Classic
-from mindlab.compare import compare
+from mindlab import tasks
+from mindlab.data.mind import read_mind
+from mindlab.evaluation import probes
+from mindlab.evaluation.predictions import read_predictions
 from mindlab.llm.lists import ask_lists, read_list
 from mindlab.llm.predict import Request, make_scorer, predict
 from mindlab.llm.server import ServerWriter, serve_factory
-from mindlab.mind import read_mind
-from mindlab.notebook import bar, setup
-from mindlab.predictions import read_predictions
 from mindlab.prompts import (
     InContext,
     JsonList,
@@ -41,6 +39,9 @@ from mindlab.prompts import (
     Recency,
     neutral_titles,
 )
+from mindlab.runs.compare import Request as Classic
+from mindlab.runs.compare import compare
+from mindlab.runs.notebook import bar, setup
 
 # %% tags=["parameters"]
 data = "data/sample"

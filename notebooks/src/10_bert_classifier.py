@@ -25,19 +25,20 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import published, tasks
 from mindlab import report as reporting
-from mindlab.compare import Request, compare
-from mindlab.embeddings import MiniLMEncoder, news_vectors
-from mindlab.metrics import evaluate, evaluate_seeds, paired_differences
-from mindlab.mind import read_mind
-from mindlab.notebook import LossCurve, setup
-from mindlab.predictions import case_offsets, from_scores, ranks, read_predictions, seed_files
+from mindlab import tasks
+from mindlab.data.mind import read_mind
+from mindlab.evaluation.metrics import evaluate, evaluate_seeds, paired_differences
+from mindlab.evaluation.predictions import case_offsets, from_scores, ranks, read_predictions, seed_files
+from mindlab.evaluation.retrieval import rerank
+from mindlab.finetune import plan_sources
+from mindlab.llm.embeddings import MiniLMEncoder, news_vectors
 from mindlab.recommenders import make_recommender, pairs_among
 from mindlab.recommenders.base import UNTRAINED, keep_candidates, score_without_labels
 from mindlab.recommenders.cross_encoder import CROSS, FOLDER, make
 from mindlab.recommenders.cross_encoder.model import NOTHING, CrossEncoder, Settings
-from mindlab.retrieval import rerank
+from mindlab.runs.compare import Request, compare
+from mindlab.runs.notebook import LossCurve, setup
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -296,7 +297,7 @@ display(cost.round(1))
 # Both are the same network on the same cores, so the tokens per second are of one size. What differs is how many must be read, and when:
 
 # %%
-small = published.MIND[0]
+small = plan_sources.MIND[0]
 ms = table["ms_per_impression"].astype(float)
 print(f"{small.name}: {small.test_impressions:,} impressions in its dev set")
 for name in ("minilm", CROSS):

@@ -23,19 +23,20 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab import published, tasks
 from mindlab import report as reporting
-from mindlab.chat import ChatTemplate
-from mindlab.compare import Request, compare
+from mindlab import tasks
+from mindlab.data.mind import read_mind
+from mindlab.evaluation.metrics import evaluate, paired_differences
+from mindlab.evaluation.predictions import from_scores
 from mindlab.llm import predict, rows
+from mindlab.llm.summaries import BLOCK, Summariser, read_summary
 from mindlab.llm.writing import HFWriter
-from mindlab.metrics import evaluate, paired_differences
-from mindlab.mind import read_mind
-from mindlab.notebook import StopAfter, batches_bar, setup
-from mindlab.predictions import from_scores
 from mindlab.prompts import PreferenceSummary, Summary, SummaryParts, neutral_titles
+from mindlab.prompts.chat import ChatTemplate
 from mindlab.prompts.records import batched
-from mindlab.summaries import BLOCK, Summariser, read_summary
+from mindlab.report import published
+from mindlab.runs.compare import Request, compare
+from mindlab.runs.notebook import StopAfter, batches_bar, setup
 from mindlab.tasks import sampled
 
 # %% tags=["parameters"]

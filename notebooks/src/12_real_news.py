@@ -25,24 +25,25 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from IPython.display import SVG, Markdown, display
 
-from mindlab import recprompt, tasks
 from mindlab import report as reporting
-from mindlab.blend import blend_tables, choose_weights, make_blend, z_scores
-from mindlab.compare import Request, compare
-from mindlab.embeddings import MiniLMEncoder, news_vectors
-from mindlab.errors import UserError
-from mindlab.figure import Row, forest
-from mindlab.files import read_json
-from mindlab.intervals import ratio_intervals
+from mindlab import tasks
+from mindlab.common.errors import UserError
+from mindlab.common.files import read_json
+from mindlab.data import recprompt
+from mindlab.data.mind import no_impressions, read_mind
+from mindlab.evaluation.intervals import ratio_intervals
+from mindlab.evaluation.metrics import evaluate, paired_differences
+from mindlab.evaluation.predictions import from_scores, read_predictions
 from mindlab.llm import rows as models
-from mindlab.metrics import evaluate, paired_differences
-from mindlab.mind import no_impressions, read_mind
-from mindlab.notebook import ROOT, setup
-from mindlab.predictions import from_scores, read_predictions
+from mindlab.llm.embeddings import MiniLMEncoder, news_vectors
 from mindlab.prompts import NextTopic, NextTopicParts
-from mindlab.published import RECPROMPT, read_published
 from mindlab.recommenders.base import history_share
 from mindlab.recommenders.embedding import CACHE, LME, Reader, reader_scores, unit
+from mindlab.report.figure import Row, forest
+from mindlab.report.published import RECPROMPT, read_published
+from mindlab.runs.blend import blend_tables, choose_weights, make_blend, z_scores
+from mindlab.runs.compare import Request, compare
+from mindlab.runs.notebook import ROOT, setup
 
 # %% tags=["parameters"]
 data = "data/raw/recprompt"

@@ -26,15 +26,16 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindlab import cli, kept
 from mindlab import report as reporting
-from mindlab.blend import BLENDS, make_blend
-from mindlab.compare import Request, compare, names_of
-from mindlab.errors import UserError
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.data.mind import read_mind
 from mindlab.llm import rows
-from mindlab.mind import read_mind
 from mindlab.recommenders import METHODS
 from mindlab.recommenders.oracle import FILE_NAME
+from mindlab.runs import kept
+from mindlab.runs.blend import BLENDS, make_blend
+from mindlab.runs.compare import Request, compare, names_of
 from mindlab.tasks import task_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

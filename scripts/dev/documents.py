@@ -16,14 +16,14 @@ from pathlib import Path
 
 import numpy as np
 
-from mindlab import cli
-from mindlab.errors import UserError
-from mindlab.files import write_text
-from mindlab.leak_rule import leak_rule
-from mindlab.metrics import answer_metrics
-from mindlab.mind import read_mind
-from mindlab.published import LLM_TRSR
-from mindlab.statistics import describe, table
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.common.files import write_text
+from mindlab.data.mind import read_mind
+from mindlab.data.statistics import describe, table
+from mindlab.evaluation.leak_rule import leak_rule
+from mindlab.evaluation.metrics import answer_metrics
+from mindlab.report.published import LLM_TRSR
 from mindlab.tasks import Seed
 
 SAMPLE = "data/sample"

@@ -30,9 +30,10 @@ from typing import Any
 import numpy as np
 from tqdm import tqdm
 
-from mindlab import cli, kept
-from mindlab.errors import UserError
-from mindlab.files import write_json
+from mindlab.common import cli
+from mindlab.common.errors import UserError
+from mindlab.common.files import write_json
+from mindlab.runs import kept
 from tests.chaos import stages
 from tests.chaos.faults import DEAD_AFTER, DEAD_BEFORE, DIED, FAULTS, Points
 from tests.chaos.stages import STAGES, UNREADABLE, Stage

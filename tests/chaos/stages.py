@@ -18,14 +18,16 @@ from typing import Any
 import numpy as np
 import pyarrow.parquet as pq
 
-from mindlab import alpaca, compare, factory, report
-from mindlab.chat import ChatTemplate, record_prompt
-from mindlab.embeddings import news_vectors
+from mindlab import report
+from mindlab.common.manifest import data_hashes
+from mindlab.data.mind import read_mind
+from mindlab.data.synthetic import make_sample
+from mindlab.finetune import alpaca, factory
 from mindlab.llm import predict
+from mindlab.llm.embeddings import news_vectors
 from mindlab.llm.writing import write_texts
-from mindlab.mind import read_mind
-from mindlab.runs import data_hashes
-from mindlab.synthetic import make_sample
+from mindlab.prompts.chat import ChatTemplate, record_prompt
+from mindlab.runs import compare
 from tests import tiny_glm
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -112,7 +114,7 @@ class Hashes:
 
 def fill_caches(inputs: Path, out: Path) -> None:
     """Write a cache of texts and one of vectors, then read both."""
-    from mindlab import embeddings
+    from mindlab.llm import embeddings
 
     embeddings.BATCH, embeddings.KEPT_EVERY = 32, 2
     records = [
@@ -130,7 +132,7 @@ def fill_caches(inputs: Path, out: Path) -> None:
 
 
 class ForkedTrainer:
-    """Takes the place of subprocess.Popen in `mindlab.factory`: the trainer is forked and not started anew.
+    """Takes the place of subprocess.Popen in `mindlab.finetune.factory`: the trainer is forked and not started anew.
 
     The fork has torch and LLaMA-Factory in memory, which saves ten seconds a run. It trains as the command would, in
     a session of its own, and ends with its launcher, as `factory.KEEPER` sees to for the command.
@@ -283,7 +285,8 @@ def warm_up() -> None:
     import torch  # noqa: F401
     import transformers  # noqa: F401
 
-    from mindlab import cli, recommenders  # noqa: F401
+    from mindlab import recommenders  # noqa: F401
+    from mindlab.common import cli  # noqa: F401
     from mindlab.llm import hf  # noqa: F401
 
     _ = ChatTemplate, llamafactory

@@ -7,7 +7,7 @@ import sys
 
 import pytest
 
-from mindlab.files import write_text
+from mindlab.common.files import write_text
 from tests.chaos.__main__ import EVERY, QUICK, break_stage, table
 from tests.chaos.stages import Stage
 from tests.conftest import ROOT

@@ -15,7 +15,7 @@ from pathlib import Path
 
 from tqdm import tqdm
 
-from mindlab import kept
+from mindlab.runs import kept
 from tests.fuzz import harness
 
 MARKS = (Path("fuzz"), Path("huge"))  # of the tables in docs/reliability.md

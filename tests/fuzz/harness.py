@@ -69,7 +69,7 @@ def write_files(folder: Path, files: dict[str, bytes]) -> None:
 
 def outcome(read: Callable[[Path], None], folder: Path) -> tuple[str, str]:
     """Return how reading a folder ended, and the text that says more."""
-    from mindlab.errors import UserError
+    from mindlab.common.errors import UserError
     from tests.fuzz.targets import WrongParse, check_line
 
     try:
@@ -91,7 +91,7 @@ def outcome(read: Callable[[Path], None], folder: Path) -> tuple[str, str]:
 
 def serve(lines: TextIO, out: TextIO) -> None:
     """Answer, one JSON line each, the cases that come as JSON lines [target, seed, number]."""
-    from mindlab.runs import peak_memory_mb, reset_peak_memory
+    from mindlab.common.manifest import peak_memory_mb, reset_peak_memory
     from tests.fuzz.targets import TARGETS
 
     resource.setrlimit(resource.RLIMIT_AS, (ADDRESS_SPACE, ADDRESS_SPACE))

@@ -17,7 +17,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from mindlab import predictions
+from mindlab.evaluation import predictions
 from tests.fuzz.harness import ROOT, write_files
 from tests.fuzz.targets import adapter_files, alpaca_files, build_files, config_files, mind_files, run_files
 
@@ -131,7 +131,7 @@ while not (found := os.wait4(process.pid, os.WNOHANG))[0]:
 print(json.dumps([os.waitstatus_to_exitcode(found[1]), found[2].ru_maxrss / 1024]))
 """
 AUDIT, EVALUATE = ("scripts/audit.py", "{}"), ("scripts/evaluate.py", "{}/tfidf")
-LOAD = "import sys; from mindlab import cli, factory; cli.run(lambda: factory.{}(sys.argv[1]) and 0)"
+LOAD = "import sys; from mindlab.common import cli; from mindlab.finetune import factory; cli.run(lambda: factory.{}(sys.argv[1]) and 0)"
 
 CASES = (
     Huge("news.tsv, one line of 500 MB", mind_with("train/news.tsv", b"", b"x" * 1000, b"", LINE), AUDIT),

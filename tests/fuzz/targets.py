@@ -20,13 +20,19 @@ import numpy as np
 import pyarrow.parquet as pq
 import yaml
 
-from mindlab import alpaca, chat, factory, leakage, plan_report, predictions, report, runs, token_counts
-from mindlab import plan as planning
-from mindlab.errors import UserError
+from mindlab import report
+from mindlab.common import manifest as runs
+from mindlab.common.errors import UserError
+from mindlab.data.mind import read_mind
+from mindlab.evaluation import audit as leakage
+from mindlab.evaluation import predictions
+from mindlab.finetune import alpaca, factory
+from mindlab.finetune import plan as planning
+from mindlab.finetune.plan_sources import GPUS
+from mindlab.llm import token_counts
 from mindlab.llm.predict import template_of
-from mindlab.mind import read_mind
-from mindlab.prompts import trained_for
-from mindlab.published import GPUS
+from mindlab.prompts import chat, trained_for
+from mindlab.runs import plan_report
 from mindlab.tasks import TASKS
 from mindlab.tasks.base import USER
 from tests.handmade import make_run, random_impressions

@@ -9,7 +9,7 @@ import sys
 
 import pytest
 
-from mindlab.errors import UserError
+from mindlab.common.errors import UserError
 from tests.fuzz import harness, huge
 from tests.fuzz.found import FOUND
 from tests.fuzz.targets import TARGETS, WrongParse, check_line
@@ -147,7 +147,7 @@ def test_a_crash_a_hang_and_a_full_memory_are_seen(monkeypatch):
 
 
 def test_a_misreading_of_mind_is_told_by_the_naive_reader(tmp_path, monkeypatch):
-    from mindlab import mind
+    from mindlab.data import mind
     from tests.fuzz import targets
 
     harness.write_files(tmp_path, harness.case_files("mind", SEED, 0))

@@ -11,7 +11,7 @@ import yaml
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
-from mindlab import predictions
+from mindlab.evaluation import predictions
 from tests.fuzz import harness
 from tests.fuzz.targets import TARGETS, adapter_files, alpaca_files, build_files, run_files
 

@@ -31,11 +31,11 @@ from transformers import (
     TrainingArguments,
 )
 
-from mindlab.cli import batches_bar
-from mindlab.embeddings import minilm_folder, quiet_transformers
-from mindlab.errors import UserError
-from mindlab.files import lock, sha256, write_json
-from mindlab.mind import Impressions, News
+from mindlab.common.cli import batches_bar
+from mindlab.common.errors import UserError
+from mindlab.common.files import lock, sha256, write_json
+from mindlab.data.mind import Impressions, News
+from mindlab.llm.embeddings import minilm_folder, quiet_transformers
 from mindlab.prompts import neutral_titles
 from mindlab.recommenders.base import (
     Recommender,

@@ -2,7 +2,7 @@
 
 from functools import partial
 
-from mindlab.embeddings import MiniLMEncoder
+from mindlab.llm.embeddings import MiniLMEncoder
 from mindlab.recommenders.base import CLICKS, UNTRAINED, Method, Recommender
 from mindlab.recommenders.embedding import EmbeddingCosine
 

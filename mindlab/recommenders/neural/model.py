@@ -18,8 +18,8 @@ import torch
 from torch import nn
 from torch.nn import functional
 
-from mindlab.embeddings import MiniLMEncoder
-from mindlab.mind import Impressions, News
+from mindlab.data.mind import Impressions, News
+from mindlab.llm.embeddings import MiniLMEncoder
 from mindlab.recommenders.base import Recommender, late_rows, mean_auc, training_labels, used_histories
 from mindlab.recommenders.embedding import CHUNK, EmbeddingCosine
 from mindlab.recommenders.past import PastLog

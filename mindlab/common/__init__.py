@@ -1,0 +1,1 @@
+"""Ground floor: errors, files, run folders' manifests, command lines, the machine."""

@@ -1,0 +1,1 @@
+"""Predictions, metrics, intervals, slices, calibration, probes, and the audit for label leaks."""

@@ -1,0 +1,1 @@
+"""From a request to run folders and tables: comparing, blending, keeping, making again."""
