@@ -29,6 +29,7 @@ bench: .venv/ready
 style: .venv/ready
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
+	$(BIN)/lint-imports
 
 # A file, made last, so that an interrupted install is done again.
 .venv/ready: requirements.txt pyproject.toml

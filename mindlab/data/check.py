@@ -13,8 +13,7 @@ import pandas as pd
 
 from mindlab.common.errors import UserError
 from mindlab.data import recprompt
-from mindlab.data.mind import SPLITS, Impressions, Mind, read_mind
-from mindlab.tasks.dev import VALIDATION_DAY
+from mindlab.data.mind import SPLITS, VALIDATION_DAY, Impressions, Mind, read_mind
 
 # Counts of the released files, as several public reports agree on them: impressions, rows of news.tsv,
 # users, candidates; None where no report says it. MINDdemo's are not known to us.

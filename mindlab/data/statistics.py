@@ -9,8 +9,7 @@ from pathlib import Path
 import numpy as np
 
 from mindlab.common import cli
-from mindlab.data.mind import Impressions, Mind, News, read_mind
-from mindlab.tasks.dev import VALIDATION_DAY
+from mindlab.data.mind import VALIDATION_DAY, Impressions, Mind, News, read_mind
 
 # MINDsmall's values and where each comes from; the letters are explained in data/README.md.
 MINDSMALL: dict[str, tuple[str, str]] = {

@@ -25,7 +25,7 @@ from mindlab.common.manifest import without_secrets
 from mindlab.data.synthetic import make_sample
 from mindlab.recommenders.oracle import FILE_NAME as ORACLE_FILE
 
-ROOT = Path(__file__).resolve().parent.parent
+ROOT = Path(__file__).resolve().parents[2]
 NOTEBOOKS = ROOT / "notebooks"
 SHOWN_VERSIONS = ("numpy", "pandas", "torch", "transformers", "llamafactory")
 # A path from the root of somebody's machine, in a source or an output.

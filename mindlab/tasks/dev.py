@@ -4,10 +4,8 @@ from typing import ClassVar
 
 import numpy as np
 
-from mindlab.data.mind import Impressions, Mind
+from mindlab.data.mind import VALIDATION_DAY, Impressions, Mind
 from mindlab.tasks.base import SUBMISSION, SUBMITTED, VALIDATION, Task, labelled
-
-VALIDATION_DAY = np.datetime64("2019-11-14")
 
 
 class Dev(Task):

@@ -21,10 +21,9 @@ import numpy as np
 import pandas as pd
 from IPython.display import display
 
-from mindlab.data.mind import BEHAVIORS_COLUMNS, NEWS_COLUMNS, read_mind
+from mindlab.data.mind import BEHAVIORS_COLUMNS, NEWS_COLUMNS, VALIDATION_DAY, read_mind
 from mindlab.data.statistics import MINDSMALL, describe
 from mindlab.runs.notebook import setup
-from mindlab.tasks.dev import VALIDATION_DAY
 
 # %% tags=["parameters"]
 data = "data/sample"
