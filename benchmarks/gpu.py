@@ -37,10 +37,13 @@ from mindlab.finetune import factory
 from mindlab.finetune import plan as planning
 from mindlab.finetune.alpaca import BuildOptions, build, is_built
 from mindlab.finetune.plan_sources import GPUS
-from mindlab.llm import predict, token_counts
+from mindlab.llm.options import Options
 from mindlab.prompts import neutral_titles
 from mindlab.prompts.chat import ChatTemplate, import_factory
+from mindlab.recommenders.llm import ranker
+from mindlab.runs import token_counts
 from mindlab.runs.plan_report import TOKEN_BUDGET
+from mindlab.runs.run import Request, run
 from tests import tiny_glm
 
 SAMPLE = "data/sample"
@@ -137,12 +140,11 @@ def train(name: str, root: Path, updates: int) -> dict[str, Any]:
 
 def score(form: str, root: Path, limit: int, adapter: str | None) -> dict[str, Any]:
     """Score impressions of the test split in this process; return what one takes, and the memory at the peak."""
-    request = predict.Request(
-        SAMPLE, token_counts.PROTOCOL_OF[form], form, str(root / "model"), "glm4", adapter, limit=limit
-    )
+    request = Request(SAMPLE, token_counts.PROTOCOL_OF[form], limit=limit)
+    method = ranker(form, Options(form, str(root / "model"), "glm4", adapter))
     out = root / f"score-{form}"
     shutil.rmtree(out, ignore_errors=True)
-    predict.predict(request, out)
+    run(request, method, out)
     made = json.loads((out / "manifest.json").read_text(encoding="utf-8"))
     return {"seconds": made["ms_per_impression"] / 1000, "tokens": made["tokens_per_impression"], **memory()}
 
@@ -210,7 +212,7 @@ def predicted_scoring(form: str, root: Path, gpu: planning.Gpu) -> dict[str, flo
     """Return what the planner says of an impression of the sample: seconds, tokens read, GiB."""
     arch, assume = planning.find_architecture(str(root / "model")), planning.Assumptions()
     reading = token_counts.reading(read_mind(SAMPLE), form, root / "model", "glm4")
-    total = planning.scoring_memory(arch, assume, TOKEN_BUDGET, predict.Request.cutoff_len)["total"]
+    total = planning.scoring_memory(arch, assume, TOKEN_BUDGET, Options.cutoff_len)["total"]
     return {
         "predicted_seconds": planning.scoring_seconds(arch, reading, gpu, assume),
         "predicted_tokens": reading.tokens,

@@ -49,7 +49,8 @@ def build(data: Path) -> None:
 
 def score(data: Path) -> None:
     """Read both splits, fit popularity, score every dev impression, write the predictions."""
-    from mindlab.runs.compare import Request, compare
+    from mindlab.runs.compare import compare
+    from mindlab.runs.run import Request
 
     shutil.rmtree(OUT / "runs", ignore_errors=True)
     compare(Request(str(data)), ["popularity"], OUT / "runs")

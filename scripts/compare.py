@@ -48,13 +48,13 @@ from mindlab.data import recprompt
 from mindlab.data.mind import Impressions, Mind, no_impressions, read_mind, splits_in
 from mindlab.evaluation.predictions import read_predictions, write_prediction_zip
 from mindlab.evaluation.slices import HISTORY, masks, measure_slices
-from mindlab.llm import rows
 from mindlab.recommenders import METHODS
 from mindlab.recommenders.oracle import FILE_NAME
 from mindlab.report.published import RECPROMPT, read_published
-from mindlab.runs import kept
+from mindlab.runs import kept, rows
 from mindlab.runs.blend import BLENDS, Blend, make_blend, parse_blend
-from mindlab.runs.compare import Request, compare, names_of
+from mindlab.runs.compare import compare, names_of, own_methods
+from mindlab.runs.run import Request
 from mindlab.tasks import TASKS, limit, task_of
 from mindlab.tasks.base import CANDIDATE, SUBMISSION
 
@@ -133,12 +133,10 @@ def main() -> None:
     has_training = "train" in folders
     is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
     names, blends, llm = names_asked(args, is_synthetic, has_training)
-    request = Request(
-        args.data, args.protocol, args.split, args.limit, args.seed, args.seeds,
-        args.encoder, args.cross_encoder, args.cross_pairs,
-    )  # fmt: skip
-    methods = request.methods
-    names += [name for name in request.own if name not in METHODS]
+    request = Request(args.data, args.protocol, args.split, args.limit, args.seed)
+    own = own_methods(args.encoder, args.cross_encoder, args.cross_pairs)
+    methods, how = METHODS | own, {"n_seeds": args.seeds, "methods": METHODS | own}
+    names += [name for name in own if name not in METHODS]
     if llm or any(METHODS[name].needs_llm for name in names if name in METHODS):
         rows.get_model()
     # A submission ranks everything.
@@ -147,7 +145,7 @@ def main() -> None:
     ]
     names = [name for name in names if name not in costly]
     with tqdm(names, unit=" methods", file=sys.stderr) as bar:
-        runs = compare(request, names, args.out, lambda _: named(bar))
+        runs = compare(request, names, args.out, lambda _: named(bar), **how)
     if args.split == SUBMISSION:
         for run in runs:  # the server has the labels, so there is nothing to compare here
             write_prediction_zip(run / "prediction.zip", read_predictions(run / "predictions.parquet"))
@@ -155,14 +153,14 @@ def main() -> None:
         return
     llm_limit = args.limit or args.llm_limit or (100 if has_training else None)
     with tqdm(costly, unit=" costly methods", file=sys.stderr, disable=not costly) as bar:
-        llm_runs = compare(replace(request, limit=llm_limit), costly, args.out, lambda _: named(bar))
+        llm_runs = compare(replace(request, limit=llm_limit), costly, args.out, lambda _: named(bar), **how)
     llm_runs += [llm_run(name, args, llm_limit, args.out, args.split) for name in llm]
     for blend in blends:
         run = make_blend(
             blend.name,
             [args.out / part for part in blend.parts],
             args.out,
-            weights_from(blend, args, request),
+            weights_from(blend, args, request, how),
         )
         (llm_runs if {*blend.parts} & {*costly, *llm} else runs).append(run)
 
@@ -265,7 +263,9 @@ def llm_run(name: str, args: argparse.Namespace, limit: int | None, out: Path, s
     return rows.make_row(name, args.data, limit, out, **how)
 
 
-def weights_from(blend: Blend, args: argparse.Namespace, request: Request) -> list[Path] | None:
+def weights_from(
+    blend: Blend, args: argparse.Namespace, request: Request, how: Mapping[str, Any]
+) -> list[Path] | None:
     """Return the runs of a blend's parts on the validation split, None for equal weights."""
     if not blend.is_chosen:
         return None
@@ -276,7 +276,7 @@ def weights_from(blend: Blend, args: argparse.Namespace, request: Request) -> li
             f"--blend {blend.name}: {llm[0]} was trained on the validation day, so no weight can be chosen there"
         )
     others = [part for part in blend.parts if part not in llm]
-    compare(replace(request, split="valid", limit=None), others, out)
+    compare(replace(request, split="valid", limit=None), others, out, **how)
     for part in llm:
         llm_run(part, args, None, out, "valid")
     return [out / part for part in blend.parts]

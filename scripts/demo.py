@@ -39,10 +39,10 @@ from mindlab.common.files import write_json
 from mindlab.common.manifest import provenance
 from mindlab.data import download, recprompt
 from mindlab.finetune import factory
-from mindlab.llm import rows
 from mindlab.report.published import RECPROMPT, read_published
-from mindlab.runs import kept
-from mindlab.runs.compare import Request, compare
+from mindlab.runs import kept, rows
+from mindlab.runs.compare import compare
+from mindlab.runs.run import Request
 
 FORMATS = ("next_click", "next_topic")
 DEFAULT_OUT = Path("runs/demo")

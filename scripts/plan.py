@@ -107,8 +107,8 @@ def make(args: argparse.Namespace) -> tuple[dict, dict[str, str]]:
     training = planning.training_of(factory.load(args.config))
     assume = planning.Assumptions(utilisation=args.utilisation).with_launches(args.launches)
 
-    from mindlab.llm import token_counts  # imports torch and LLaMA-Factory: seconds
     from mindlab.prompts.chat import ChatTemplate
+    from mindlab.runs import token_counts  # imports torch and LLaMA-Factory: seconds
 
     template = template_of(args)
     print("counting tokens ...", file=sys.stderr)
@@ -154,7 +154,7 @@ def make(args: argparse.Namespace) -> tuple[dict, dict[str, str]]:
 
 def template_of(args: argparse.Namespace) -> str:
     """Return the template to count with."""
-    from mindlab.llm.predict import template_of
+    from mindlab.llm.options import template_of
 
     return args.template or template_of(args.tokenizer)
 

@@ -37,10 +37,12 @@ from pathlib import Path
 
 from mindlab.common import cli
 from mindlab.common.errors import UserError
-from mindlab.llm.predict import ENGINES, Request, predict, template_of
+from mindlab.llm.options import ENGINES, Options, template_of
 from mindlab.llm.vllm import SERVE_PYTHON
 from mindlab.prompts import PROMPTS, Summary
+from mindlab.recommenders.llm import ranker
 from mindlab.runs import distributed
+from mindlab.runs.run import Request, run
 from mindlab.tasks import TASKS
 
 
@@ -128,16 +130,12 @@ def main() -> None:
         value = getattr(args, name)
         if value is not None and value < 1:
             raise UserError(f"--{name.replace('_', '-')} {value}: expected at least 1")
-    request = Request(
-        data=args.data,
-        protocol=args.protocol,
+    request = Request(args.data, args.protocol, args.split, args.limit, args.seed)
+    asked = Options(
         format=args.format,
         model=args.model,
         template=args.template or ("" if args.base_url else template_of(args.model)),
         adapter=args.adapter,
-        split=args.split,
-        limit=args.limit,
-        seed=args.seed,
         history_length=args.history,
         cutoff_len=args.cutoff_len,
         per_token=args.per_token,
@@ -156,8 +154,9 @@ def main() -> None:
         how = {"bulk": args.bulk, "serve_python": args.serve_python}
         print("vLLM starts: some ten seconds, more for a large model", file=sys.stderr)
     # A job is a few row numbers: many at once, since a worker loads its model anew with each lot.
-    run = distributed.chosen(args, wants_gpu=True, jobs_at_once=16_384)
-    print(predict(request, args.out, cli.cases_bar, how, run))
+    spread = distributed.chosen(args, wants_gpu=True, jobs_at_once=16_384)
+    method = ranker(args.out.name, asked, how)
+    print(run(request, method, args.out, progress=cli.cases_bar, spread=spread))
 
 
 if __name__ == "__main__":

@@ -17,9 +17,10 @@ from pathlib import Path
 
 from mindlab.common import cli
 from mindlab.common.errors import UserError
-from mindlab.llm.predict import Request, rank_titles, template_of
+from mindlab.llm.options import Options, template_of
 from mindlab.prompts import NextClick, Pointwise, prompt_of
 from mindlab.prompts.base import LINE
+from mindlab.recommenders.llm import rank_titles
 
 MOST_BYTES = 10_000_000  # some hundred thousand headlines
 
@@ -59,13 +60,10 @@ def main() -> None:
         raise UserError(
             f"{args.history}: holds no headline; without a history next_click cannot tell any apart"
         )
-    request = Request(
-        data="", protocol="dev", format=args.format, model=args.model,
-        template=args.template or template_of(args.model), adapter=args.adapter,
-    )  # fmt: skip
-    if len(history) > request.history_length:
-        print(f"only the latest {request.history_length} of {len(history)} clicks are read", file=sys.stderr)
-    ranking = rank_titles(request, history, candidates)
+    asked = Options(args.format, args.model, args.template or template_of(args.model), args.adapter)
+    if len(history) > asked.history_length:
+        print(f"only the latest {asked.history_length} of {len(history)} clicks are read", file=sys.stderr)
+    ranking = rank_titles(asked, history, candidates)
     if args.json:
         rows = [{"rank": i, "score": score, "title": title} for i, (title, score) in enumerate(ranking, 1)]
         print(json.dumps(rows, ensure_ascii=False, indent=1))

@@ -28,10 +28,12 @@ from mindlab.data.mind import read_mind
 from mindlab.data.synthetic import make_sample
 from mindlab.evaluation.predictions import SCHEMA, read_predictions, write_predictions
 from mindlab.finetune import alpaca, factory
-from mindlab.llm import predict
 from mindlab.llm.embeddings import news_vectors
+from mindlab.llm.options import template_of
 from mindlab.llm.writing import write_texts
 from mindlab.runs import compare
+from mindlab.runs.run import Request
+from tests.asked import ask
 from tests.chaos.stages import Echo, Hashes
 from tests.conftest import ROOT
 from tests.test_factory import SLOW, YAML, fake, is_alive
@@ -76,6 +78,7 @@ def start():
 HOLDER = """
 import time
 from mindlab.common.files import lock
+from mindlab.runs.run import Request
 with lock({folder!r}):
     print("held", flush=True)
     time.sleep(60)
@@ -183,7 +186,7 @@ def writers(data, tmp_path, tiny_glm, request_of, monkeypatch):  # noqa: F811
     build = alpaca.BuildOptions("dev", "next_click", interests=0)
     overrides = fake(tmp_path, monkeypatch, "raise SystemExit('started')")
     shutil.copytree(tiny_glm, overrides["model_name_or_path"])
-    finished = compare.compare(compare.Request(str(data)), ["random"], tmp_path / "finished")
+    finished = compare.compare(Request(str(data)), ["random"], tmp_path / "finished")
     board = report.leaderboard(finished)
     built = tmp_path / "built"
     alpaca.build(mind, build, built)
@@ -194,9 +197,9 @@ def writers(data, tmp_path, tiny_glm, request_of, monkeypatch):  # noqa: F811
             tmp_path / "checkout" / "data",
             lambda: alpaca.link_to(built, tmp_path / "checkout", ["mind_dev_next_click_fit"]),
         ),
-        "predict": (out, lambda: predict.predict(request_of(), out)),
+        "predict": (out, lambda: request_of().run(out)),
         "train": (Path(overrides["output_dir"]), lambda: factory.train(YAML, overrides, root=ROOT)),
-        "compare": (out / "random", lambda: compare.compare(compare.Request(str(data)), ["random"], out)),
+        "compare": (out / "random", lambda: compare.compare(Request(str(data)), ["random"], out)),
         "report": (out, lambda: report.write_leaderboard(out, board)),
     }
 
@@ -318,7 +321,7 @@ def test_a_file_in_the_place_of_a_folder_is_one_line(data, tmp_path, capsys, pla
 
 
 def test_a_run_folder_that_is_deleted_meanwhile(request_of, tmp_path, capsys):  # noqa: F811
-    whole = rows_of(predict.predict(request_of(), tmp_path / "whole"))
+    whole = rows_of(request_of().run(tmp_path / "whole"))
     run = tmp_path / "run"
 
     def delete_at(n):
@@ -331,8 +334,8 @@ def test_a_run_folder_that_is_deleted_meanwhile(request_of, tmp_path, capsys):  
         return progress
 
     with pytest.raises(UserError, match=r"parts/00000.parquet: gone or damaged.*run the same command again"):
-        predict.predict(request_of(), run, delete_at(4))
-    assert rows_of(predict.predict(request_of(), run)) == whole
+        request_of().run(run, delete_at(4))
+    assert rows_of(request_of().run(run)) == whole
 
 
 def test_a_data_folder_that_is_deleted_meanwhile(data, tmp_path, capsys):
@@ -404,7 +407,7 @@ class TestTornPredictions:
             read_predictions(tmp_path / "q.parquet")
 
     def test_a_part_that_is_damaged_is_scored_anew(self, request_of, tmp_path):  # noqa: F811
-        whole = rows_of(predict.predict(request_of(), tmp_path / "whole"))
+        whole = rows_of(request_of().run(tmp_path / "whole"))
         run = tmp_path / "run"
 
         def stop(cases, done, total):
@@ -414,12 +417,12 @@ class TestTornPredictions:
                 yield case
 
         with pytest.raises(KeyboardInterrupt):
-            predict.predict(request_of(), run, stop)
+            request_of().run(run, stop)
         part = run / "parts" / "00001.parquet"
         os.truncate(part, part.stat().st_size // 2)
         with pytest.raises(UserError, match=r"00001.parquet: gone or damaged .*run the same command again"):
-            predict.predict(request_of(), run)
-        assert rows_of(predict.predict(request_of(), run)) == whole
+            request_of().run(run)
+        assert rows_of(request_of().run(run)) == whole
         assert not (run / "parts").exists()
 
 
@@ -432,11 +435,9 @@ def test_a_half_written_model_folder_is_one_line(data, tiny_glm, tmp_path, name,
     os.truncate(model / name, int((model / name).stat().st_size * share))
 
     def score():
-        template = predict.template_of(model)
-        asked = predict.Request(
-            str(data), "dev", "next_click", str(model), template, limit=2, history_length=3
-        )
-        predict.predict(asked, tmp_path / "out")
+        template = template_of(model)
+        asked = ask(str(data), "dev", "next_click", str(model), template, limit=2, history_length=3)
+        asked.run(tmp_path / "out")
 
     with pytest.raises(UserError, match="model"):
         score()

@@ -9,8 +9,9 @@ import pytest
 
 from mindlab.common import cli
 from mindlab.data import recprompt
-from mindlab.llm import rows
-from mindlab.runs.compare import Request, compare
+from mindlab.runs import rows
+from mindlab.runs.compare import compare
+from mindlab.runs.run import Request
 from scripts import demo
 from tests.handmade import write_recprompt_csvs
 

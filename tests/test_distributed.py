@@ -19,12 +19,12 @@ from mindlab.data.mind import read_mind  # noqa: E402
 from mindlab.data.synthetic import make_sample  # noqa: E402
 from mindlab.evaluation.predictions import read_predictions  # noqa: E402
 from mindlab.finetune.alpaca import BuildOptions, build, make_budget  # noqa: E402
-from mindlab.llm import predict  # noqa: E402
-from mindlab.llm.predict import Request  # noqa: E402
 from mindlab.prompts import LikesDislikes, likes_dislikes_parts, neutral_titles  # noqa: E402
 from mindlab.prompts.records import RecordWriter  # noqa: E402
+from mindlab.recommenders import llm  # noqa: E402
 from mindlab.runs.distributed import ray_map  # noqa: E402
 from mindlab.runs.notebook import StopAfter  # noqa: E402
+from tests.asked import ask  # noqa: E402
 from tests.jobs import Counter, FirstWaits, KillOnce, die, echo, reciprocal, refuse  # noqa: E402
 
 
@@ -79,11 +79,11 @@ def data(tmp_path_factory):
 
 def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tiny_glm, tmp_path, monkeypatch):
     """Parts of two impressions, the first two of one reader; the worker dies with a model and half a part."""
-    monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 2})
+    monkeypatch.setattr(llm, "PART_SIZE", {"hf": 2})
     # Relative paths, which the workers must find all the same.
     monkeypatch.chdir(data.parent)
-    request = Request(data.name, "dev", "next_click", str(tiny_glm), "glm4", limit=12, history_length=3)
-    here = predict.predict(request, tmp_path / "here")
+    request = ask(data.name, "dev", "next_click", str(tiny_glm), "glm4", limit=12, history_length=3)
+    here = request.run(tmp_path / "here")
 
     def killed(work, jobs):
         return ray_map(KillOnce(work, tmp_path / "killed"), jobs, workers=2)
@@ -97,8 +97,8 @@ def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tin
 
     # What the cluster goes on with has two cases of a run that was cut off here.
     with pytest.raises(KeyboardInterrupt):
-        predict.predict(request, tmp_path / "there", StopAfter(3))
-    there = predict.predict(request, tmp_path / "there", progress, run=killed)
+        request.run(tmp_path / "there", StopAfter(3))
+    there = request.run(tmp_path / "there", progress, spread=killed)
     assert (tmp_path / "killed").exists()
     assert seen == [(2, 12)] * 10
     for name in ("predictions.parquet", "request.json"):
@@ -112,9 +112,9 @@ def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tin
 
 
 def test_a_request_that_no_worker_can_meet_leaves_nothing_behind(data, tiny_glm, tmp_path):
-    request = Request(str(data), "dev", "next_click", str(tiny_glm), "glm4", limit=2, cutoff_len=10)
+    request = ask(str(data), "dev", "next_click", str(tiny_glm), "glm4", limit=2, cutoff_len=10)
     with pytest.raises(UserError, match=r"^cutoff_len 10 does not hold the question alone"):
-        predict.predict(request, tmp_path / "run", run=lambda *work: ray_map(*work, workers=1))
+        request.run(tmp_path / "run", spread=lambda *work: ray_map(*work, workers=1))
     assert not (tmp_path / "run").exists()
 
 
@@ -125,7 +125,7 @@ def test_records_are_the_same_bytes_here_and_there(data, tmp_path, monkeypatch, 
     mind = read_mind(data)
     folders = [tmp_path / "here", tmp_path / "there"]
     for folder, run in zip(folders, (None, partial(ray_map, workers=1)), strict=True):
-        build(mind, BuildOptions(protocol, form), folder, run=run)
+        build(mind, BuildOptions(protocol, form), folder, spread=run)
     files = [path.relative_to(folders[0]) for path in sorted(folders[0].rglob("*.json"))]
     assert len(files) == (4 if protocol == "seed" else 5)
     for file in files:

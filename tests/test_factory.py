@@ -370,9 +370,10 @@ def test_an_adapter_without_hashes_is_compared_by_name_with_a_warning(tiny_glm, 
 
 
 def test_scoring_asks_whether_the_adapter_fits(adapter, tiny_glm):
-    from mindlab.llm.predict import Request, rank_titles
+    from mindlab.llm.options import Options
+    from mindlab.recommenders.llm import rank_titles
 
-    request = Request("", "dev", "next_click", str(tiny_glm), "chatglm3", str(adapter))
+    request = Options("next_click", str(tiny_glm), "chatglm3", str(adapter))
     with pytest.raises(UserError, match="trained with template glm4"):
         rank_titles(request, ["a"], ["b"])
 

@@ -12,10 +12,11 @@ from mindlab.common.errors import UserError
 from mindlab.finetune import plan
 from mindlab.finetune.plan import GIB, MODELS, Architecture, Assumptions, Gpu, Reading, Records, Training
 from mindlab.finetune.plan_sources import GPUS, MIND, QWENS, checks, llama2
-from mindlab.llm import token_counts
 from mindlab.llm.hf import HFEngine
-from mindlab.llm.predict import Request, Work
-from mindlab.runs import plan_report
+from mindlab.recommenders.llm import LLMRanker
+from mindlab.runs import plan_report, token_counts
+from mindlab.runs.run import Work
+from tests.asked import ask
 from tests.conftest import ROOT
 
 SMOLLM2 = ROOT / "models/smollm2-135m"
@@ -346,12 +347,16 @@ def test_the_counting_engine_by_hand():
 @pytest.mark.parametrize("form", token_counts.PROTOCOL_OF)
 def test_the_counting_engine_counts_what_the_engine_reads(form, budget, tiny_glm, glm4_chat):
     protocol = token_counts.PROTOCOL_OF[form]
-    request = Request(str(ROOT / "data/sample"), protocol, form, str(tiny_glm), "glm4", token_budget=budget)
+    asked = ask(str(ROOT / "data/sample"), protocol, form, str(tiny_glm), "glm4", token_budget=budget)
     engine, counting = HFEngine(tiny_glm, token_budget=budget), token_counts.CountingEngine(budget)
     scored = []  # rows that go through the output layer
     engine.model.get_output_embeddings().register_forward_hook(lambda *at: scored.append(at[2].shape[-2]))
     answer_as_trained(engine, glm4_chat)
-    read, counted = (Work(request, {"engine": one}) for one in (engine, counting))
+    methods = [
+        replace(asked.method, make=lambda one=one: LLMRanker(asked.options, engine=one))
+        for one in (engine, counting)
+    ]
+    read, counted = (Work(asked.request, method, 42) for method in methods)
     counted.mind = read.mind
     rows = read.rows[:6]  # by reader
     assert len(np.unique(read.whole.history[rows])) < 6

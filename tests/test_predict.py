@@ -1,8 +1,7 @@
-"""mindlab.llm.predict: whole runs, killed runs, and who may see a label."""
+"""mindlab.recommenders.llm through mindlab.runs.run: whole runs, killed runs, and who may see a label."""
 
 import json
 import sys
-from dataclasses import replace
 
 import numpy as np
 import pytest
@@ -11,11 +10,15 @@ from mindlab.common.errors import UserError
 from mindlab.data.mind import read_mind
 from mindlab.data.synthetic import make_sample
 from mindlab.evaluation.predictions import read_predictions
-from mindlab.llm import lists, predict
+from mindlab.llm import lists
+from mindlab.llm.ask import Asking, Scored, make_scorer, orders_of
 from mindlab.llm.engine import Engine
-from mindlab.llm.predict import Request, Scored, Work, template_of
+from mindlab.llm.options import Options, template_of
 from mindlab.llm.writing import HFWriter
+from mindlab.recommenders import llm
+from mindlab.runs import run as runner
 from mindlab.tasks import Dev, Seed, limit
+from tests.asked import ask
 from tests.handmade import make_impressions, make_news
 
 
@@ -30,13 +33,13 @@ def data(tmp_path_factory):
 @pytest.fixture
 def request_of(data, tiny_glm, glm4_chat, monkeypatch):
     """Build a request on the tiny GLM; parts are three cases long."""
-    monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 3})
+    monkeypatch.setattr(llm, "PART_SIZE", {"hf": 3})
     monkeypatch.setattr("mindlab.prompts.chat.ChatTemplate.load", lambda *_: glm4_chat)
 
     def request_of(form="next_click", **options):
         protocol = "seed" if form == "likes_dislikes" else "dev"
-        base = Request(str(data), protocol, form, str(tiny_glm), "glm4", limit=8, history_length=3)
-        return replace(base, **options)
+        base = ask(str(data), protocol, form, str(tiny_glm), "glm4", limit=8, history_length=3)
+        return base.but(**options)
 
     return request_of
 
@@ -50,7 +53,7 @@ def fake_scorer(monkeypatch):
     """Take the model's place; keep every impression asked for."""
     asked = []
 
-    def make_scorer(request, mind, candidates=(), **_):
+    def make_scorer(options, news, candidates=(), *_, **__):
         engine = FakeEngine()
 
         def score(impressions):
@@ -65,7 +68,7 @@ def fake_scorer(monkeypatch):
 
         return score, engine
 
-    monkeypatch.setattr(predict, "make_scorer", make_scorer)
+    monkeypatch.setattr(llm, "make_scorer", make_scorer)
     return asked
 
 
@@ -95,14 +98,14 @@ def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(
     request_of, fake_scorer, tmp_path, monkeypatch, kills, bulk
 ):
     monkeypatch.setattr(FakeEngine, "bulk", bulk)
-    whole = rows_of(predict.predict(request_of(), tmp_path / "whole"))
+    whole = rows_of(request_of().run(tmp_path / "whole"))
     assert len(fake_scorer) == 8
     del fake_scorer[:]
     run = tmp_path / "killed"
     n_kept = 0
     for n in kills:
         with pytest.raises(KilledError):
-            predict.predict(request_of(), run, killed_after(n))
+            request_of().run(run, killed_after(n))
         assert not (run / "predictions.parquet").exists()
         assert not (run / "manifest.json").exists()
         n_kept += n // 3 * 3
@@ -114,7 +117,7 @@ def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(
         return iter(cases)
 
     del fake_scorer[:]
-    assert predict.predict(request_of(), run, progress) == run
+    assert request_of().run(run, progress) == run
     assert seen == [(n_kept, 8)]
     assert len(fake_scorer) == 8 - n_kept  # nothing is scored again that was done
     assert rows_of(run) == whole
@@ -127,7 +130,7 @@ def test_a_killed_run_goes_on_and_loses_and_doubles_nothing(
 def test_a_readers_impressions_follow_each_other_and_the_file_is_in_the_splits_order(
     request_of, fake_scorer, tmp_path
 ):
-    rows = rows_of(predict.predict(request_of(limit=None), tmp_path / "run"))
+    rows = rows_of(request_of(limit=None).run(tmp_path / "run"))
     readers = [impression.history[0] for impression in fake_scorer]
     turns = [b for a, b in zip([None, *readers], readers, strict=False) if a != b]
     assert len(turns) == len(set(readers)) < len(readers)  # each reader once, some with several impressions
@@ -139,47 +142,47 @@ def test_a_readers_impressions_follow_each_other_and_the_file_is_in_the_splits_o
 
 
 def test_a_run_killed_in_the_middle_goes_on_with_a_real_model(request_of, tmp_path):
-    whole = rows_of(predict.predict(request_of(), tmp_path / "whole"))
+    whole = rows_of(request_of().run(tmp_path / "whole"))
     run = tmp_path / "killed"
     with pytest.raises(KilledError):
-        predict.predict(request_of(), run, killed_after(5))
-    resumed = rows_of(predict.predict(request_of(), run))
+        request_of().run(run, killed_after(5))
+    resumed = rows_of(request_of().run(run))
     assert resumed == whole  # to the last bit, though the term without history was read anew
     assert np.std([row["score"] for row in whole]) > 1e-3
 
 
 def test_a_run_killed_between_its_last_two_files_is_finished(request_of, fake_scorer, tmp_path, monkeypatch):
-    real = predict.write_json
+    real = runner.write_json
 
     def write_json(path, value):
         if path.name == "manifest.json":
             raise KilledError
         real(path, value)
 
-    monkeypatch.setattr(predict, "write_json", write_json)
+    monkeypatch.setattr(runner, "write_json", write_json)
     with pytest.raises(KilledError):
-        predict.predict(request_of(), tmp_path)
-    monkeypatch.setattr(predict, "write_json", real)
+        request_of().run(tmp_path)
+    monkeypatch.setattr(runner, "write_json", real)
     del fake_scorer[:]
-    predict.predict(request_of(), tmp_path)
+    request_of().run(tmp_path)
     assert fake_scorer == []
     assert len({row["case_id"] for row in rows_of(tmp_path)}) == 8
 
 
 def test_a_finished_run_is_left_alone_and_loads_no_model(request_of, fake_scorer, tmp_path, monkeypatch):
-    predict.predict(request_of(), tmp_path)
+    request_of().run(tmp_path)
     before = {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()}
     assert sorted(path.name for path in before) == ["manifest.json", "predictions.parquet", "request.json"]
 
     def refuse(*_):
         raise AssertionError("a model was loaded")
 
-    monkeypatch.setattr(predict, "make_scorer", refuse)
-    monkeypatch.setattr(predict, "read_mind", refuse)
-    assert predict.predict(request_of(), tmp_path) == tmp_path
+    monkeypatch.setattr(llm, "make_scorer", refuse)
+    monkeypatch.setattr(runner, "read_mind", refuse)
+    assert request_of().run(tmp_path) == tmp_path
     assert {path: (path.read_bytes(), path.stat().st_mtime_ns) for path in tmp_path.iterdir()} == before
     with pytest.raises(AssertionError, match="a model was loaded"):
-        predict.predict(request_of(), tmp_path / "other")
+        request_of().run(tmp_path / "other")
 
 
 @pytest.mark.parametrize("change", [{"limit": 7}, {"form": "pointwise"}, {"seed": 1}, {"cutoff_len": 900}])
@@ -188,22 +191,22 @@ def test_another_request_in_the_same_folder_is_refused(
     request_of, fake_scorer, tmp_path, change, is_finished
 ):
     if is_finished:
-        predict.predict(request_of(), tmp_path)
+        request_of().run(tmp_path)
     else:
         with pytest.raises(KilledError):
-            predict.predict(request_of(), tmp_path, killed_after(4))
+            request_of().run(tmp_path, killed_after(4))
     with pytest.raises(UserError, match="holds another run"):
-        predict.predict(request_of(**change), tmp_path)
+        request_of(**change).run(tmp_path)
 
 
 def test_other_contents_of_the_same_files_are_another_request(request_of, fake_scorer, tmp_path, data):
-    predict.predict(request_of(), tmp_path / "run")
+    request_of().run(tmp_path / "run")
     path = data / "dev" / "news.tsv"
     before = path.read_bytes()
     try:
         path.write_bytes(before.replace(b"More on", b"More of"))
         with pytest.raises(UserError, match="holds another run"):
-            predict.predict(request_of(), tmp_path / "run")
+            request_of().run(tmp_path / "run")
     finally:
         path.write_bytes(before)
 
@@ -213,7 +216,7 @@ def test_other_contents_of_the_same_files_are_another_request(request_of, fake_s
 def test_predictions_carry_labels_that_the_scorer_never_sees(
     request_of, fake_scorer, data, tmp_path, form, split
 ):
-    rows = rows_of(predict.predict(request_of(form, split=split), tmp_path))
+    rows = rows_of(request_of(form, split=split).run(tmp_path))
     assert len(fake_scorer) == 8
     assert all(impression.labels is None for impression in fake_scorer)
     whole = Dev().splits(read_mind(data))[split]
@@ -234,7 +237,7 @@ def test_predictions_carry_labels_that_the_scorer_never_sees(
 
 def test_seed_scores_the_last_slot_and_keeps_the_answer(request_of, data, tmp_path):
     request = request_of("likes_dislikes", cutoff_len=900)
-    rows = rows_of(predict.predict(request, tmp_path))
+    rows = rows_of(request.run(tmp_path))
     test = Seed().splits(read_mind(data), 42)["test"]
     cases = limit(len(test), 8, 42)
     assert [row["case_id"] for row in rows] == cases.tolist()
@@ -269,9 +272,8 @@ def test_pointwise_drops_history_until_the_longest_candidate_fits(tiny_glm, glm4
     longest = 180
     titles = [*(f"Headline {i}" for i in range(8)), "a" * 20, "龘" * 18]
     impression = make_impressions([("U1", 0, list(range(8)), [8, 9], [1, 0])])
-    mind = type("M", (), {"news": make_news(titles)})
-    request = Request("-", "dev", "pointwise", str(tiny_glm), "glm4", cutoff_len=longest)
-    score, _ = predict.make_scorer(request, mind)
+    asked = Options("pointwise", str(tiny_glm), "glm4", cutoff_len=longest)
+    score, _ = make_scorer(asked, make_news(titles))
     score(impression.without_labels())
     assert len(prompts) == 2
     n_answer = 3  # No, the full stop and the end
@@ -292,7 +294,7 @@ def test_a_request_that_cannot_be_met_leaves_nothing_behind(request_of, tmp_path
         ({"adapter": str(tmp_path / "none")}, "cannot put the adapter"),
     ):
         with pytest.raises(UserError, match=message):
-            predict.predict(request_of(**change), tmp_path / "run")
+            request_of(**change).run(tmp_path / "run")
         assert not (tmp_path / "run").exists()
 
 
@@ -313,20 +315,20 @@ def test_a_request_that_cannot_be_met_leaves_nothing_behind(request_of, tmp_path
 )
 def test_options_that_do_not_go_together_are_told(request_of, tmp_path, options, message):
     with pytest.raises(UserError, match=message):
-        predict.predict(request_of(**options), tmp_path / "run")
+        request_of(**options).run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
 @pytest.mark.parametrize("form", ["recency", "in_context", "listwise"])
 def test_what_only_asks_scores_every_candidate_and_a_kill_changes_no_byte(request_of, tmp_path, form):
-    whole = predict.predict(request_of(form), tmp_path / "whole")
+    whole = request_of(form).run(tmp_path / "whole")
     with pytest.raises(KilledError):
-        predict.predict(request_of(form), tmp_path / "killed", killed_after(4))
-    killed = predict.predict(request_of(form), tmp_path / "killed")
+        request_of(form).run(tmp_path / "killed", killed_after(4))
+    killed = request_of(form).run(tmp_path / "killed")
     files = [(run / "predictions.parquet").read_bytes() for run in (whole, killed)]
     assert files[0] == files[1]
     rows = rows_of(whole)
-    asked = Work(request_of(form))
+    asked = request_of(form).work()
     assert len(rows) == len(asked.whole.take(asked.rows).news)
     assert len({row["score"] for row in rows}) > len(rows) / 2
     assert all(np.isfinite(row["score"]) for row in rows)
@@ -334,15 +336,16 @@ def test_what_only_asks_scores_every_candidate_and_a_kill_changes_no_byte(reques
 
 def test_the_orders_of_a_list_are_the_requests_and_the_impressions_own(request_of, tmp_path):
     one, three = request_of("listwise", orders=1), request_of("listwise")
-    assert (one.orders, three.orders, request_of().orders) == (1, 3, None)
-    first, second, third = predict.orders_of(three, 5, 9)
+    assert [asked.options.orders for asked in (one, three, request_of())] == [1, 3, None]
+    asking = Asking(three.options, 42, *[None] * 7)
+    first, second, third = orders_of(asking, 5, 9)
     assert first.tolist() == list(range(9))
     assert sorted(second) == sorted(third) == list(range(9))
     assert second.tolist() != third.tolist()
-    assert predict.orders_of(three, 5, 9)[1].tolist() == second.tolist()
-    assert predict.orders_of(three, 6, 9)[1].tolist() != second.tolist()
+    assert orders_of(asking, 5, 9)[1].tolist() == second.tolist()
+    assert orders_of(asking, 6, 9)[1].tolist() != second.tolist()
     scores = [
-        [row["score"] for row in rows_of(predict.predict(asked, tmp_path / str(k)))]
+        [row["score"] for row in rows_of(asked.run(tmp_path / str(k)))]
         for k, asked in enumerate((one, three))
     ]
     assert scores[0] != scores[1]
@@ -362,16 +365,16 @@ def test_a_list_of_noise_stops_nothing_and_a_kill_while_it_is_written_changes_no
     monkeypatch.setattr(lists, "TOKENS_EACH", 1)
     monkeypatch.setattr(lists, "AT_ONCE", 4)
     monkeypatch.setattr("mindlab.llm.writing.CACHE", tmp_path / "cache-whole")
-    predict.predict(asked, tmp_path / "whole")
+    asked.run(tmp_path / "whole")
     monkeypatch.setattr("mindlab.llm.writing.CACHE", tmp_path / "cache-killed")
     monkeypatch.setattr(HFWriter, "write", write)
     with pytest.raises(KilledError):
-        predict.predict(asked, tmp_path / "killed")
+        asked.run(tmp_path / "killed")
     assert killed
     with pytest.raises(KilledError):
-        predict.predict(asked, tmp_path / "killed", killed_after(4))
+        asked.run(tmp_path / "killed", killed_after(4))
     assert list((tmp_path / "killed/parts").iterdir())
-    predict.predict(asked, tmp_path / "killed")
+    asked.run(tmp_path / "killed")
     files = [(tmp_path / name / "predictions.parquet").read_bytes() for name in ("killed", "whole")]
     assert files[0] == files[1]
     rows = rows_of(tmp_path / "whole")
@@ -449,14 +452,14 @@ def test_a_users_mistake_ends_in_one_line_and_code_2(
 @pytest.mark.parametrize("form", ["next_click", "pointwise"])
 def test_own_headlines_get_the_scores_of_the_same_impression(request_of, data, tmp_path, form):
     request = request_of(form, limit=3)
-    rows = rows_of(predict.predict(request, tmp_path / "run"))
+    rows = rows_of(request.run(tmp_path / "run"))
     mind = read_mind(data)
     title_of = dict(zip(mind.news.ids, mind.news.title, strict=True))
     test = Dev().splits(mind)["test"]
-    for case in limit(len(test), 3, request.seed):
+    for case in limit(len(test), 3, 42):
         history = mind.news.title[test.reader_history(case)].tolist()
         expected = {title_of[row["news_id"]]: row["score"] for row in rows if row["case_id"] == case}
-        ranking = predict.rank_titles(replace(request, data=""), history, list(expected))
+        ranking = llm.rank_titles(request.options, history, list(expected))
         assert dict(ranking) == pytest.approx(expected, abs=1e-4)
         assert [score for _, score in ranking] == sorted((score for _, score in ranking), reverse=True)
 
@@ -506,8 +509,8 @@ def test_rank_names_the_file_that_is_wrong(run_script, tiny_glm, tmp_path, histo
 def test_a_part_is_the_same_bytes_whatever_was_scored_before_it(request_of):
     """One reader's impressions in two parts: the second would find the history read, and end in other digits."""
     request = request_of(limit=12)
-    alone, after = predict.Work(request), predict.Work(request)
+    alone, after = request.work(), request.work()
     parts = [after.rows[i : i + 2] for i in range(0, 12, 2)]
     for part in parts:
         assert after(part).equals(alone(part))
-        alone = predict.Work(request)
+        alone = request.work()

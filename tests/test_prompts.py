@@ -7,8 +7,9 @@ import pytest
 
 from mindlab.data.mind import Impressions, Mind
 from mindlab.finetune.alpaca import BuildOptions, build
-from mindlab.llm import predict
+from mindlab.llm.ask import make_scorer
 from mindlab.llm.engine import Engine
+from mindlab.llm.options import Options
 from mindlab.prompts import (
     PROMPTS,
     InContext,
@@ -82,8 +83,7 @@ def test_prompts_of(monkeypatch, tiny_glm, glm4_chat):
 
     def prompts(protocol, form, labels):
         mind = mind_of(labels, history=(0, 1, LAST) if form == "next_topic" else (0, 1, 2))
-        request = predict.Request("-", protocol, form, str(tiny_glm), "glm4", cutoff_len=4000)
-        score, engine = predict.make_scorer(request, mind)
+        score, engine = make_scorer(Options(form, str(tiny_glm), "glm4", cutoff_len=4000), mind.news)
         score(mind.splits["dev"].take(np.array([0])))
         assert engine.prompts
         return engine.prompts

@@ -13,10 +13,10 @@ from mindlab.common import cli
 from mindlab.data import recprompt
 from mindlab.data.mind import Impressions, read_mind
 from mindlab.evaluation.predictions import read_predictions
-from mindlab.llm.predict import Request as Asked
-from mindlab.llm.predict import Work
-from mindlab.runs.compare import Request, compare
+from mindlab.runs.compare import compare
+from mindlab.runs.run import Request
 from scripts import compare as script
+from tests.asked import ask
 from tests.conftest import ROOT
 
 FOLDER = ROOT / "data/raw/recprompt"
@@ -110,9 +110,9 @@ def arguments(words):
 
 @pytest.mark.parametrize("form", ["next_topic", "next_click", "pointwise"])
 def test_a_language_model_does_not_see_where_a_candidate_stands(form, pair, tiny_glm):
-    work = Work(Asked(str(pair), "dev", form, str(tiny_glm), "glm4", limit=3))
+    work = ask(str(pair), "dev", form, str(tiny_glm), "glm4", limit=3).work()
     rows = work.whole.take(work.rows).without_labels()
-    score = work.scorer[0]
+    score = work.ready._score
     straight = np.concatenate([one.scores for one in score(rows)])
     order = np.concatenate(
         [np.random.default_rng(i).permutation(np.arange(a, b)) for i, (a, b) in enumerate(bounds(rows))]

@@ -21,7 +21,9 @@ from mindlab.evaluation.predictions import read_predictions
 from mindlab.recommenders.base import Method
 from mindlab.recommenders.category import CategoryShare
 from mindlab.runs import compare
+from mindlab.runs.run import Request
 from mindlab.tasks import Dev, task_of
+from tests.asked import ask
 from tests.handmade import write_recprompt_csvs
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -384,10 +386,10 @@ def test_a_pair_of_ones_own_gets_notes(made):
 
 
 def test_a_training_split_is_never_needed_where_nothing_learns(made, tmp_path):
-    request = compare.Request(str(made))
+    request = Request(str(made))
     names = ["random", "category", "tfidf"]
     for split, n in (("test", 40), ("valid", 20)):
-        asked = compare.Request(str(made), split=split)
+        asked = Request(str(made), split=split)
         for run in compare.compare(asked, names, tmp_path / split):
             scored = read_predictions(run / "predictions.parquet")
             assert scored.num_rows == 10 * n
@@ -402,12 +404,12 @@ def test_a_training_split_is_never_needed_where_nothing_learns(made, tmp_path):
         UserError, match=r"popularity learns from clicks, and .* has no training split; leave it out"
     ):
         compare.compare(request, ["popularity"], tmp_path / "none")
-    own = compare.Request(str(made), cross_encoder="some/bert")
+    own = Request(str(made), cross_encoder="some/bert")
     with pytest.raises(UserError, match="bert-cross-encoder learns from clicks"):
         compare.compare(own, ["bert-cross-encoder"], tmp_path / "none")
     for protocol in ("seed", "sampled"):
         with pytest.raises(UserError, match=f"protocol {protocol} needs a training split"):
-            compare.compare(compare.Request(str(made), protocol), ["random"], tmp_path / "none")
+            compare.compare(Request(str(made), protocol), ["random"], tmp_path / "none")
     assert not (tmp_path / "none").exists()
     assert set(compare.names_of("sampled-impression", False)) == set(compare.names_of("dev", False))
     assert not {"popularity", "oracle", "nrms"} & set(compare.names_of("dev", False))
@@ -423,20 +425,17 @@ def test_no_history_of_a_test_user_is_learned_from(made, tmp_path, monkeypatch):
             return super().fit(train, news, valid, rng)
 
     monkeypatch.setitem(compare.METHODS, "category", Method.of(Spy))
-    compare.compare(compare.Request(str(made)), ["category"], tmp_path / "test")
+    compare.compare(Request(str(made)), ["category"], tmp_path / "test")
     assert len(seen["train"]) == len(seen["train"].news) == len(seen["train"].history_news) == 0
     assert (seen["train"].ids >= 0).all()
     assert sorted(seen["valid"].ids.tolist()) == list(range(8000, 8020))
-    compare.compare(compare.Request(str(made), split="valid"), ["category"], tmp_path / "valid")
+    compare.compare(Request(str(made), split="valid"), ["category"], tmp_path / "valid")
     assert seen["valid"] is None
     assert len(seen["train"]) == 0
 
 
 def test_a_language_model_reads_the_folder(made):
-    from mindlab.llm import predict  # imports torch: seconds
-
-    asked = predict.Request(str(made), "dev", "pointwise", "no/model", "smollm2")
-    work = predict.Work(asked)
+    work = ask(str(made), "dev", "pointwise", "no/model", "smollm2").work()
     assert len(work.whole) == 40
     assert task_of("dev").files("test", made) == ("valid", "dev")
 

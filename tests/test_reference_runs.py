@@ -13,12 +13,13 @@ from mindlab.evaluation.metrics import evaluate, paired_differences
 from mindlab.evaluation.predictions import read_predictions
 from mindlab.finetune import factory
 from mindlab.llm.hf import HFEngine
-from mindlab.llm.predict import Request, predict
 from mindlab.llm.score import NextClickScorer
 from mindlab.prompts import NextClick, neutral_titles
 from mindlab.runs import compare
+from mindlab.runs.run import Request
 from mindlab.tasks import Seed, limit
 from scripts.dev import boards
+from tests.asked import ask
 
 ROOT = Path(__file__).parents[1]
 FOLDER = ROOT / "data/reference_runs"
@@ -98,7 +99,7 @@ def test_numbers_of_other_predictions_are_noticed():
 def test_the_simple_rows_can_be_made_again(name, tmp_path):
     simple = [row for row in board(name) if row not in recorded(name)]
     limit = next(iter(board(name).values()))["n_impressions"]
-    runs = compare.compare(compare.Request(str(ROOT / "data/sample"), limit=limit), simple, tmp_path)
+    runs = compare.compare(Request(str(ROOT / "data/sample"), limit=limit), simple, tmp_path)
     for row, run in zip(simple, runs, strict=True):
         assert measured(run).summary["auc"] == pytest.approx(board(name)[row]["auc"], abs=1e-9), row
 
@@ -106,7 +107,7 @@ def test_the_simple_rows_can_be_made_again(name, tmp_path):
 def moved_by(change: float) -> tuple[list[dict], dict]:
     """Return the rows of the demo's board, and a board of its committed rows in which one mean is another."""
     before = list(board("demo").values())
-    after = [dict(row, run=(FOLDER / "demo" / row["name"]).relative_to(ROOT).as_posix()) for row in before]
+    after = [dict(row, spread=(FOLDER / "demo" / row["name"]).relative_to(ROOT).as_posix()) for row in before]
     after[1]["auc"] += change
     return before, {"rows": after}
 
@@ -186,6 +187,6 @@ def test_the_adapter_gives_the_recorded_metrics(smollm2, tmp_path):
     folder = DEMO / "smollm2-next_click-lora"
     asked = json.loads((folder / "manifest.json").read_text("utf-8"))["request"]
     moved = {"data": str(ROOT / "data/sample"), "model": str(smollm2), "adapter": str(folder / "adapter")}
-    run = predict(Request(**asked | moved), tmp_path / "run")
+    run = ask(**asked | moved).run(tmp_path / "run")
     for metric in METRICS:
         assert measured(run).summary[metric] == pytest.approx(measured(folder).summary[metric], abs=2e-3)

@@ -15,9 +15,10 @@ from mindlab.data.mind import read_mind
 from mindlab.data.synthetic import make_sample
 from mindlab.evaluation.predictions import read_predictions, write_predictions
 from mindlab.finetune import alpaca, factory
-from mindlab.llm import predict
 from mindlab.runs import compare
 from mindlab.runs.reproduce import changes_of_environment, compare_predictions, reproduce
+from mindlab.runs.run import Request
+from tests.asked import ask
 from tests.conftest import ROOT
 from tests.test_factory import RECORDS, YAML, make_data, overrides_for
 
@@ -31,10 +32,8 @@ def data(tmp_path):
 @pytest.fixture
 def scored(data, tiny_glm, tmp_path):
     """A finished run of the tiny GLM."""
-    request = predict.Request(
-        str(data), "dev", "next_click", str(tiny_glm), "glm4", limit=8, history_length=3
-    )
-    return predict.predict(request, tmp_path / "scored")
+    request = ask(str(data), "dev", "next_click", str(tiny_glm), "glm4", limit=8, history_length=3)
+    return request.run(tmp_path / "scored")
 
 
 def texts(found):
@@ -92,7 +91,7 @@ def test_nothing_is_run_on_other_data_or_without_it(scored, data, tmp_path):
 
 def test_recommenders_come_out_the_same_a_folder_of_them_too(data, tmp_path):
     names = ["random", "popularity", "tfidf"]
-    runs = compare.compare(compare.Request(str(data)), names, tmp_path / "runs")
+    runs = compare.compare(Request(str(data)), names, tmp_path / "runs")
     found = list(reproduce(tmp_path / "runs", tmp_path / "again"))
     assert [(one.run, one.is_same) for one in found] == [(name, True) for name in sorted(names)]
     change_scores(runs[1], lambda n: np.arange(n))
@@ -173,7 +172,7 @@ def test_other_versions_are_told(tmp_path):
 
 
 def test_the_script_says_what_differs_by_its_exit_code(data, tmp_path):
-    (run,) = compare.compare(compare.Request(str(data)), ["popularity"], tmp_path / "runs")
+    (run,) = compare.compare(Request(str(data)), ["popularity"], tmp_path / "runs")
 
     def script():
         command = [sys.executable, "scripts/reproduce.py", str(run)]
@@ -193,12 +192,15 @@ def test_the_script_says_what_differs_by_its_exit_code(data, tmp_path):
 SCORE = """
 import os, sys
 import torch
-from mindlab.runs.compare import Request, compare
-from mindlab.llm import predict
+from mindlab.llm.options import Options
+from mindlab.recommenders.llm import ranker
+from mindlab.runs.compare import compare
+from mindlab.runs.run import Request, run
 from pathlib import Path
 data, model, out, threads = sys.argv[1:]
 torch.set_num_threads(int(threads))
-predict.predict(predict.Request(data, "dev", "next_click", model, "glm4", limit=20, history_length=12), Path(out) / "glm")
+asked = Options("next_click", model, "glm4", history_length=12)
+run(Request(data, limit=20), ranker("glm", asked), Path(out) / "glm")
 compare(Request(data, limit=40), ["popularity", "category", "tfidf", "lightgbm"], Path(out))
 """
 

@@ -21,10 +21,10 @@ from mindlab.evaluation.predictions import read_predictions
 from mindlab.finetune import factory
 from mindlab.llm import server as module
 from mindlab.llm.lists import LEFT_OUT, NOT_ASKED, TWICE, UNANSWERED
-from mindlab.llm.predict import Request, predict
 from mindlab.llm.server import ServerWriter, serve_factory
 from mindlab.llm.writing import EMPTY, NO_JSON, TEXT_AROUND, WRONG_FORM, write_texts
 from mindlab.report import leaderboard_row
+from tests.asked import ask
 
 FAULTS = (EMPTY, NO_JSON, WRONG_FORM, TEXT_AROUND, NOT_ASKED, TWICE, LEFT_OUT)
 
@@ -186,8 +186,8 @@ def test_recommendations_of_a_server_are_scored_whatever_it_says(server, tmp_pat
     server.replies = [(200, said(text)) for text in answers] + [(200, b"<html>"), (500, {}), (429, {})]
     url = f"http://127.0.0.1:{server.server_port}/v1"
     monkeypatch.setattr("mindlab.llm.writing.CACHE", tmp_path / "written")
-    request = Request(str(tmp_path / "data"), "dev", "json_list", "m", "", limit=10, base_url=url)
-    run = predict(request, tmp_path / "run")
+    request = ask(str(tmp_path / "data"), "dev", "json_list", "m", "", limit=10, base_url=url)
+    run = request.run(tmp_path / "run")
     assert len(server.asked) >= 12  # ten impressions and two answers of a busy server
     body = server.asked[0][2]
     assert body["model"] == "m"
@@ -204,7 +204,7 @@ def test_recommendations_of_a_server_are_scored_whatever_it_says(server, tmp_pat
     files = [path for path in tmp_path.rglob("*") if path.is_file()]
     assert not [path for path in files if SECRET.encode() in path.read_bytes()]
     server.asked.clear()
-    predict(request, tmp_path / "again")
+    request.run(tmp_path / "again")
     assert server.asked == []  # what was answered is kept
 
 
@@ -283,6 +283,7 @@ def test_the_key_of_llamafactorys_api_is_in_its_environment_alone(api):
 # What stands in for llamafactory-cli below, the helper being one of the processes that a server may start.
 FAKE = """
 import http.server, os, subprocess, sys, time
+from tests.asked import ask
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print("helper", helper.pid, "of", os.getpid(), "key", os.environ["API_KEY"], flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):

@@ -7,6 +7,7 @@ from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
+import pyarrow.parquet as pq
 import pytest
 
 from mindlab import report
@@ -14,16 +15,17 @@ from mindlab.common.errors import UserError
 from mindlab.data.mind import read_mind
 from mindlab.data.synthetic import make_sample
 from mindlab.finetune.alpaca import BuildOptions, build, is_built
-from mindlab.llm import predict
-from mindlab.llm import rows as llm_rows
-from mindlab.llm.predict import Request, Work
 from mindlab.llm.summaries import BLOCK, Summariser, read_summary
 from mindlab.llm.writing import HFWriter
 from mindlab.prompts import neutral_titles, share_of_yes, texts_written
 from mindlab.prompts.special_tokens import PATTERN
+from mindlab.recommenders import llm
+from mindlab.recommenders.base import Prepared
 from mindlab.report import written_text
+from mindlab.runs import rows as llm_rows
 from mindlab.tasks import Sampled
 from mindlab.tasks.sampled import INTERACTIONS
+from tests.asked import ask
 from tests.conftest import ROOT
 from tests.handmade import make_impressions, make_news, make_run, random_impressions
 from tests.test_predict import KilledError, killed_after
@@ -281,15 +283,14 @@ def test_summaries_and_their_writer_go_together(data, tmp_path):
 
 @pytest.fixture
 def request_of(data, tiny_glm, glm4_chat, monkeypatch):
-    monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 3})
+    monkeypatch.setattr(llm, "PART_SIZE", {"hf": 3})
     monkeypatch.setattr("mindlab.prompts.chat.ChatTemplate.load", lambda *_: glm4_chat)
-    return lambda **options: replace(
-        Request(str(data), "sampled", "summary", str(tiny_glm), "glm4", limit=5), **options
-    )
+    base = ask(str(data), "sampled", "summary", str(tiny_glm), "glm4", limit=5)
+    return lambda **options: base.but(**options)
 
 
 def scores(run):
-    return predict.pq.read_table(run / "predictions.parquet")["score"].to_numpy()
+    return pq.read_table(run / "predictions.parquet")["score"].to_numpy()
 
 
 def test_a_run_killed_while_writing_or_scoring_ends_in_the_same_bytes(request_of, tmp_path, monkeypatch):
@@ -307,14 +308,14 @@ def test_a_run_killed_while_writing_or_scoring_ends_in_the_same_bytes(request_of
     monkeypatch.setattr(HFWriter, "write", write)
     for _ in range(2):
         with pytest.raises(KilledError):
-            predict.predict(asked, tmp_path / "killed")
+            asked.run(tmp_path / "killed")
     with pytest.raises(KilledError):
-        predict.predict(asked, tmp_path / "killed", killed_after(4))
+        asked.run(tmp_path / "killed", killed_after(4))
     assert len(killed) == 2
     assert list((tmp_path / "killed/parts").iterdir())
-    predict.predict(asked, tmp_path / "killed")
+    asked.run(tmp_path / "killed")
     monkeypatch.setattr("mindlab.llm.writing.CACHE", tmp_path / "cache-whole")
-    predict.predict(asked, tmp_path / "whole")
+    asked.run(tmp_path / "whole")
     files = [(tmp_path / name / "predictions.parquet").read_bytes() for name in ("killed", "whole")]
     assert files[0] == files[1]
     texts = [
@@ -334,30 +335,30 @@ def test_a_run_killed_while_writing_or_scoring_ends_in_the_same_bytes(request_of
 
 def test_the_summary_is_in_the_prompt_that_is_scored(request_of, tmp_path, monkeypatch):
     monkeypatch.setattr(Summariser.__init__, "__defaults__", ("en", tmp_path, Quoting, 60))
-    runs = [predict.predict(request_of(summary=way), tmp_path / way) for way in ("recent", "recurrent")]
+    runs = [request_of(summary=way).run(tmp_path / way) for way in ("recent", "recurrent")]
     assert not np.array_equal(*map(scores, runs))
-    again = predict.predict(request_of(summary="recurrent", seed=42), tmp_path / "again")
+    again = request_of(summary="recurrent", seed=42).run(tmp_path / "again")
     assert np.array_equal(scores(runs[1]), scores(again))
 
 
 def test_a_worker_has_the_texts_and_writes_none(request_of, tmp_path, monkeypatch):
     monkeypatch.setattr(Summariser.__init__, "__defaults__", ("en", tmp_path, Quoting, 60))
-    work = Work(request_of(summary="recurrent"))
+    work = request_of(summary="recurrent").work()
     there = pickle.loads(pickle.dumps(work))
     n = len(Quoting.asked)
     assert n > 5
-    assert there.written == work.written
-    assert set(there.written[0]) == set(work.whole.history[work.rows].tolist())
+    assert there.prepared == work.prepared
+    assert set(there.prepared.texts) == set(work.whole.history[work.rows].tolist())
     assert len(Quoting.asked) == n
-    assert pickle.loads(pickle.dumps(Work(request_of()))).written == ({}, None)
+    assert pickle.loads(pickle.dumps(request_of().work())).prepared == Prepared({}, None)
 
 
 def test_a_format_without_a_place_for_it_refuses_a_summary(request_of, tmp_path):
     asked = request_of(protocol="dev", format="pointwise", summary="recurrent")
     with pytest.raises(UserError, match="goes with format summary alone, not with pointwise"):
-        predict.predict(asked, tmp_path / "run")
+        asked.run(tmp_path / "run")
     with pytest.raises(UserError, match="protocol dev does not go with format summary"):
-        predict.predict(request_of(protocol="dev"), tmp_path / "run")
+        request_of(protocol="dev").run(tmp_path / "run")
     assert not (tmp_path / "run").exists()
 
 
@@ -365,10 +366,10 @@ def test_the_shift_of_an_adapter_trained_on_as_many_yes_as_no(request_of, data, 
     """Half of the records are a Yes, one of 21 candidates is: log 20."""
     summary_records(data, tmp_path, limit=9)
     settings = {"dataset_dir": str(tmp_path), "dataset": "mind_sampled_summary_train"}
-    monkeypatch.setattr(predict.factory, "settings_of", lambda _: settings)
-    found = predict._shift(request_of(adapter="a"), read_mind(data))
+    monkeypatch.setattr(llm.factory, "settings_of", lambda _: settings)
+    found = request_of(adapter="a").work().recommender._shift()
     assert found == pytest.approx(np.log(20))
-    assert predict._shift(request_of(), read_mind(data)) is None
+    assert request_of().work().recommender._shift() is None
 
 
 def test_the_rows_belong_to_sampled_alone():

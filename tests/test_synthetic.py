@@ -14,11 +14,11 @@ from mindlab.data.synthetic import MINDSMALL, default_news, make_sample
 from mindlab.evaluation.leak_rule import leak_rule
 from mindlab.evaluation.metrics import answer_metrics, evaluate, ranking_metrics
 from mindlab.evaluation.predictions import read_predictions
-from mindlab.llm.predict import Request, predict
 from mindlab.recommenders import SIMPLE, make_recommender
 from mindlab.recommenders.base import score_without_labels
 from mindlab.recommenders.oracle import FILE_NAME, Oracle
 from mindlab.recommenders.past import PastLog
+from tests.asked import ask
 from tests.conftest import ROOT
 
 SAMPLE = ROOT / "data" / "sample"
@@ -294,9 +294,7 @@ def test_the_oracle_lands_in_its_band(large):
 
 @pytest.mark.slow
 def test_the_untrained_model_lands_in_its_band(large, tmp_path, smollm2):
-    request = Request(
-        str(large[0]), "dev", "next_click", str(smollm2), "smollm2", limit=300, history_length=8
-    )
-    frame = read_predictions(predict(request, tmp_path / "run") / "predictions.parquet")
+    request = ask(str(large[0]), "dev", "next_click", str(smollm2), "smollm2", limit=300, history_length=8)
+    frame = read_predictions(request.run(tmp_path / "run") / "predictions.parquet")
     found = evaluate(frame).summary
     check_band("SmolLM2 untrained, next_click, 8 titles", found["auc"], found["n_ranked"])

@@ -10,7 +10,7 @@ import os
 import shutil
 import sys
 from collections import deque
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -22,11 +22,12 @@ from mindlab.common.errors import UserError
 from mindlab.common.machine import QUIET
 from mindlab.data.synthetic import make_sample
 from mindlab.evaluation.predictions import read_predictions
-from mindlab.llm import predict, vllm
+from mindlab.llm import vllm
 from mindlab.llm.hf import HFEngine
-from mindlab.llm.predict import Request
 from mindlab.llm.vllm import VllmEngine, merge
 from mindlab.llm.vllm_worker import MAX_TOKEN_IDS, Worker, answer_all
+from mindlab.recommenders import llm
+from tests.asked import ask
 from tests.test_predict import KilledError, killed_after
 
 RUBBISH = 6.1e13
@@ -242,14 +243,13 @@ def data(tmp_path_factory):
 
 @pytest.fixture
 def request_of(data, sharp, glm4_chat, monkeypatch):
-    monkeypatch.setattr(predict, "CASES_PER_PART", {"hf": 3, "vllm": 3})
+    monkeypatch.setattr(llm, "PART_SIZE", {"hf": 3, "vllm": 3})
     monkeypatch.setattr("mindlab.prompts.chat.ChatTemplate.load", lambda *_: glm4_chat)
 
     def request_of(form="next_click", **options):
         protocol = "seed" if form == "likes_dislikes" else "dev"
-        return replace(
-            Request(str(data), protocol, form, str(sharp), "glm4", limit=7, history_length=3), **options
-        )
+        base = ask(str(data), protocol, form, str(sharp), "glm4", limit=7, history_length=3)
+        return base.but(**options)
 
     return request_of
 
@@ -272,24 +272,24 @@ HOW = {"serve_python": sys.executable, "bulk": 4}
 @pytest.mark.parametrize("form", ["next_click", "next_topic", "pointwise", "likes_dislikes"])
 def test_predictions_equal_hfs(request_of, in_process, tmp_path, form):
     limits = {"cutoff_len": 3000} if form == "likes_dislikes" else {}
-    whole = predict.predict(request_of(form, **limits), tmp_path / "hf")
-    run = predict.predict(request_of(form, engine="vllm", **limits), tmp_path / "vllm", how=HOW)
+    whole = request_of(form, **limits).run(tmp_path / "hf")
+    run = request_of(form, engine="vllm", **limits).run(tmp_path / "vllm", how=HOW)
     assert_same_but_for_rounding(run, whole)
     manifest = json.loads((run / "manifest.json").read_text())
     assert manifest["vllm"]["dtype"] == "float32"
     assert manifest["params"] == json.loads((whole / "manifest.json").read_text())["params"]
     assert manifest["tokens"] > 0
-    (llm,) = in_process
-    assert llm.settings["enable_prefix_caching"] is True
+    (started,) = in_process
+    assert started.settings["enable_prefix_caching"] is True
 
 
 def test_a_killed_run_goes_on(request_of, in_process, tmp_path):
     request = request_of("pointwise", engine="vllm")
-    whole = predict.predict(request, tmp_path / "whole", how=HOW)
+    whole = request.run(tmp_path / "whole", how=HOW)
     with pytest.raises(KilledError):
-        predict.predict(request, tmp_path / "killed", killed_after(5), how=HOW)
+        request.run(tmp_path / "killed", killed_after(5), how=HOW)
     assert len(list((tmp_path / "killed" / "parts").iterdir())) == 1
-    run = predict.predict(request, tmp_path / "killed", how=HOW | {"bulk": 50})  # how is free to change
+    run = request.run(tmp_path / "killed", how=HOW | {"bulk": 50})  # how is free to change
     first, second = in_process[0].seen, in_process[-1].seen
     assert 0 < len(second) < len(first)
     assert second == first[-len(second) :]  # what the kept part holds is not asked again

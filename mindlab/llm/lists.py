@@ -14,7 +14,7 @@ import numpy as np
 
 from mindlab.common.cli import Progress
 from mindlab.data.mind import Impressions
-from mindlab.llm.predict import Request
+from mindlab.llm.options import Options
 from mindlab.llm.server import ServerWriter
 from mindlab.llm.writing import TEXT_AROUND, Answer, HFWriter, Writer, count_faults, read_json, write_texts
 from mindlab.prompts import JsonList, ListParts
@@ -38,14 +38,14 @@ class Lists:
     ]  # the counts of `count_faults`, `unanswered` candidates, seconds, tokens read and written
 
 
-def writer_of(request: Request) -> Writer:
-    """Return what writes the answers of a request: its server, or its model here."""
+def writer_of(options: Options) -> Writer:
+    """Return what writes the answers: a server, or its model here."""
     # What is held to a schema ends by itself: room costs it nothing.
-    most = JsonList.most * TOKENS_EACH * (1 + request.constrained) + THOUGHTS * request.thinking
-    if request.base_url:
-        return ServerWriter(request.base_url, request.model, most)
+    most = JsonList.most * TOKENS_EACH * (1 + options.constrained) + THOUGHTS * options.thinking
+    if options.base_url:
+        return ServerWriter(options.base_url, options.model, most)
     return HFWriter(
-        request.model, request.template, None, most, request.adapter, AT_ONCE, dtype=request.dtype
+        options.model, options.template, None, most, options.adapter, AT_ONCE, dtype=options.dtype
     )
 
 

@@ -1,12 +1,15 @@
 """What every recommender is, and the one door through which they are asked for scores."""
 
-from collections.abc import Callable, Set
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, replace
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
 
+from mindlab.common.errors import UserError
+from mindlab.common.manifest import peak_memory_mb
 from mindlab.data.mind import Impressions, News
 from mindlab.recommenders.past import PastLog
 from mindlab.tasks import Task
@@ -31,8 +34,11 @@ class Recommender:
     name: str
     track: str = "static"
     reads_labels: bool = False  # of the impressions that it scores: a control, and no recommender
+    answers_last: bool = False  # its scores are of the last candidate of each impression alone
+    answers: list[str | None] | None = None  # that it wrote beside its last scores
+    scores_are_written: bool = False  # what it takes to score is what it takes to prepare
     # What fitting and scoring leave for the manifest.
-    params: int = 0  # learned
+    params: int | None = 0  # learned; None: unknown
     chosen: dict[str, Any] | None = None  # on the validation split
     written: dict[str, Any] | None = None  # by a language model: what, with answers, faults, cost
     saved_seconds: float = 0.0  # of fitting and of scoring, that an earlier run did
@@ -58,6 +64,32 @@ class Recommender:
         """
         raise NotImplementedError
 
+    def prepare(self, test: Impressions, news: News) -> "Prepared":
+        """Do what has to be done once for all impressions to be scored, `test` without labels; usually nothing."""
+        return Prepared({}, None)
+
+    def start(self, candidates: np.ndarray, news: News, prepared: "Prepared") -> None:
+        """Get ready to score impressions whose candidates are among `candidates`, int (n,); usually nothing."""
+
+    def cost(self) -> dict[str, float]:
+        """Return what scoring has taken so far beside time: `tokens` read, `peak_mb` of memory."""
+        return {"peak_mb": peak_memory_mb()}
+
+    def about(self) -> dict[str, Any]:
+        """Return what the manifest says of it beyond what every run says."""
+        return {}
+
+    def close(self) -> None:
+        """End what scoring started."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """What a language model wrote before anything was scored."""
+
+    texts: Mapping[int, Any]  # by what the recommender looks them up by
+    cost: dict[str, Any] | None  # what was written: answers, faults, seconds, tokens; None for nothing
+
 
 @dataclass(frozen=True)
 class Method:
@@ -79,11 +111,26 @@ class Method:
     )
     needs_llm: bool = False
     writes: bool = False  # a language model writes for it
+    options: Mapping[str, Any] = MappingProxyType({})  # what its scores depend on beside the impressions
+    part_size: int | None = None  # impressions that are scored and kept at a time; None: all at once
 
     @classmethod
     def of(cls, kind: type[Recommender], **declared: Any) -> Self:
         """Return the method of a recommender that is made without arguments."""
         return cls(kind.name, kind, kind.track, **declared)
+
+    def check(self, task: Task) -> None:
+        """Raise UserError unless it takes part in a task."""
+        if not self.applies(task):
+            raise UserError(f"{self.name} does not apply to protocol {task.name} (see mindlab/tasks)")
+
+    def inputs(self) -> dict[str, str]:
+        """Return the SHA-256 of the files beside the data that decide its scores, by path."""
+        return {}
+
+    def anywhere(self) -> Self:
+        """Return the method as a worker in another folder may make it."""
+        return self
 
     def applies(self, task: Task, has_training: bool = True) -> bool:
         """Return whether it takes part in a task, on data with or without a training split."""

@@ -19,6 +19,7 @@ class Blind(Recommender):
     """Score = 1 for Yes and -1 for No, about the last candidate of each impression and no other."""
 
     reads_labels = True
+    answers_last = True
 
     def __init__(self, name: str, rule: Callable[[Impressions, np.ndarray], np.ndarray]):
         self.name, self.rule = name, rule

@@ -284,7 +284,8 @@ def of_model(model: str | Path, name: str | None = None) -> Method:
     'glm-4-9b-chat-hf-hidden-states'
     """
     name = name or Path(model).name + HIDDEN
-    return Method(name, partial(hidden_states, model, name), needs_llm=True, is_slow=True)
+    options = {} if name == EMBEDDED else {"encoder": str(model)}
+    return Method(name, partial(hidden_states, model, name), needs_llm=True, is_slow=True, options=options)
 
 
 METHODS = (

@@ -368,8 +368,9 @@ def measure(
     """
     import torch
 
-    from mindlab.llm.predict import Request, make_scorer
-    from mindlab.llm.token_counts import CountingEngine
+    from mindlab.llm.ask import make_scorer
+    from mindlab.llm.options import Options
+    from mindlab.runs.token_counts import CountingEngine
     from mindlab.tasks import limit, task_of
 
     split = task_of("dev").splits(mind, seed)["test"].without_labels()
@@ -386,10 +387,10 @@ def measure(
     sums = np.zeros((3, 4))  # tokens, operations, seconds, seconds at the peak
     scorers = {}
     for form in ("next_click", "pointwise"):
-        request = Request("", "dev", form, model, template)
+        asked = Options(form, model, template)
         scorers[form] = (
-            *make_scorer(request, mind, candidates, device="cpu"),
-            *make_scorer(request, mind, candidates, CountingEngine()),
+            *make_scorer(asked, mind.news, candidates, device="cpu"),
+            *make_scorer(asked, mind.news, candidates, CountingEngine()),
         )
         for at in (0, 2):  # reads the term without history, and sets buffers up
             scorers[form][at](split.take(rows[:1]))

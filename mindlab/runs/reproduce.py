@@ -1,6 +1,6 @@
 """Run again what a manifest tells, and say what came out differently.
 
-What can be run again: a run folder of `mindlab.llm.predict` or `mindlab.runs.compare`, the output folder of a training by
+What can be run again: a run folder of `mindlab.runs.run`, the output folder of a training by
 `mindlab.finetune.factory`, the manifest of a data set by `mindlab.finetune.alpaca`, and a folder that holds any of these.
 """
 
@@ -20,9 +20,14 @@ from mindlab.data.mind import read_mind
 from mindlab.evaluation.metrics import PART_METRICS, evaluate
 from mindlab.evaluation.predictions import KEY, read_predictions, seed_files
 from mindlab.finetune import alpaca, factory
-from mindlab.llm import predict
+from mindlab.llm.options import Options
 from mindlab.llm.summaries import summariser_of
+from mindlab.recommenders import METHODS
+from mindlab.recommenders.base import Method
+from mindlab.recommenders.llm import ranker
 from mindlab.runs import compare
+from mindlab.runs.run import Request
+from mindlab.runs.run import run as run_again
 from mindlab.tasks import task_of
 
 # Sums in another order, by other threads or another processor, differ in the last digits of a score.
@@ -110,16 +115,34 @@ def _inputs(name: str, known: Mapping[str, str]) -> list[Finding]:
     return findings
 
 
-def _request(kind: type, asked: Mapping[str, Any], source: Path) -> Any:
-    """Return a request as the dataclass `kind`; what it lacks has its default."""
-    if unknown := set(asked) - {field.name for field in fields(kind)}:
+def _part_of(kind: type, asked: Mapping[str, Any], source: Path) -> Any:
+    """Return the dataclass `kind` of what was asked; what is lacking has its default."""
+    names = {field.name for field in fields(kind)}
+    try:
+        return kind(**{key: value for key, value in asked.items() if key in names})
+    except TypeError as error:
+        raise UserError(f"{source}: not a whole request ({error}); make the run again") from None
+
+
+def _check_known(asked: Iterable[str], known: Iterable[str], source: Path) -> None:
+    if unknown := set(asked) - set(known):
         raise UserError(
             f"{source}: of another version of this project: it asks for {', '.join(sorted(unknown))}"
         )
-    try:
-        return kind(**asked)
-    except TypeError as error:
-        raise UserError(f"{source}: not a whole request ({error}); make the run again") from None
+
+
+def _asked(name: str, asked: Mapping[str, Any], source: Path) -> tuple[Request, Method, int]:
+    """Return the request, the method and the number of trainings of a run folder's manifest."""
+    own = ("encoder", "cross_encoder", "cross_pairs")
+    known = {field.name for kind in (Request, Options) for field in fields(kind)} | {"n_seeds", *own}
+    _check_known(asked, known, source)
+    request = _part_of(Request, asked, source)
+    if "format" in asked:
+        return request, ranker(name, _part_of(Options, asked, source)), 1
+    methods = METHODS | compare.own_methods(*(asked.get(option) for option in own))
+    if name not in methods:
+        raise UserError(f"{source}: no method {name!r} in this version of the project")
+    return request, methods[name], asked.get("n_seeds") or 1
 
 
 def _predictions(run: Path, out: Path, bar: Callable[..., Iterator] | None) -> Iterator[Finding]:
@@ -128,13 +151,9 @@ def _predictions(run: Path, out: Path, bar: Callable[..., Iterator] | None) -> I
     if changed := _inputs(run.name, known):
         yield from changed
         return
-    if "format" in asked:
-        request = _request(predict.Request, asked, run / "manifest.json")
-        again = predict.predict(request, out, *([bar] if bar else []))
-    else:
-        request = _request(compare.Request, asked, run / "manifest.json")
-        name = manifest.get("name") or run.name
-        (again,) = compare.compare(request, [name], out)
+    name = manifest.get("name") or run.name
+    request, method, n_seeds = _asked(name, asked, run / "manifest.json")
+    again = run_again(request, method, out / name, n_seeds=n_seeds, **({"progress": bar} if bar else {}))
     if not known:
         yield Finding(run.name, "inputs", True, "the manifest has no hashes, so nothing is known of them")
     files = [path for path in seed_files(run) if path.is_file()]
@@ -243,7 +262,8 @@ def _data_set(path: Path, out: Path) -> Iterator[Finding]:
     if changed := _inputs(name, known):
         yield from changed
         return
-    options = _request(alpaca.BuildOptions, manifest["options"], path)
+    _check_known(manifest["options"], [field.name for field in fields(alpaca.BuildOptions)], path)
+    options = _part_of(alpaca.BuildOptions, manifest["options"], path)
     data = data_of(known)
     splits = task_of(options.protocol).files("test", data)
     mind = read_mind(data, splits)

@@ -19,9 +19,11 @@ from mindlab.data.mind import read_mind, splits_in
 from mindlab.finetune import factory
 from mindlab.finetune.alpaca import BuildOptions, build, is_built, make_budget
 from mindlab.llm import embedded_model
-from mindlab.llm.predict import Request, predict
+from mindlab.llm.options import Options
 from mindlab.llm.summaries import summariser_of
 from mindlab.prompts import InContext, Listwise, Recency, Summary
+from mindlab.recommenders.llm import ranker
+from mindlab.runs.run import Request, run
 from mindlab.tasks import task_of
 from mindlab.tasks.base import IMPRESSION, USER
 
@@ -153,11 +155,10 @@ def score(
         f"{f'--adapter {adapter} ' if adapter else ''}--cutoff-len {cutoff_len} "
         f"{f'--split {split} ' if split != 'test' else ''}{f'--limit {limit} ' if limit else ''}--out {out}",
     )
-    request = Request(
-        data, protocol, form, MODEL, TEMPLATE, str(adapter) if adapter else None, split,
-        limit=limit, seed=seed, cutoff_len=cutoff_len, summary=summary,
-    )  # fmt: skip
-    return predict(request, out, cli.cases_bar)
+    request = Request(data, protocol, split, limit, seed)
+    adapter_path = str(adapter) if adapter else None
+    asked = Options(form, MODEL, TEMPLATE, adapter_path, cutoff_len=cutoff_len, summary=summary)
+    return run(request, ranker(out.name, asked), out, progress=cli.cases_bar)
 
 
 def make_row(
@@ -188,15 +189,15 @@ def make_row(
         else:
             say(f"{adapter}: trained on {source} by {CONFIGS[form]}, so it is not trained again")
     how = {"seed": seed, "protocol": protocol, "split": split}
-    run = score(data, form, adapter, limit, out / name, **how)
+    first_run = score(data, form, adapter, limit, out / name, **how)
     first = factory.load(CONFIGS[form])["seed"]
     for k in range(1, n_seeds if kind == "lora" else 1):
         one = f"{name}-{first + k}"
         adapter = tune(form, source, out / "training" / one, {"seed": first + k})
         found = score(data, form, adapter, limit, out / "seeds" / one, **how)
-        with atomic_path(run / f"predictions-{k + 1}.parquet") as path:
+        with atomic_path(first_run / f"predictions-{k + 1}.parquet") as path:
             shutil.copyfile(found / "predictions.parquet", path)
-    return run
+    return first_run
 
 
 def make_summary_row(

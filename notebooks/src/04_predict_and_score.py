@@ -36,12 +36,15 @@ from mindlab.evaluation.metrics import (
 )
 from mindlab.finetune import factory
 from mindlab.llm.hf import HFEngine
-from mindlab.llm.predict import Request, predict
+from mindlab.llm.options import Options
 from mindlab.llm.score import NextClickScorer, YesNoScorer
 from mindlab.prompts import LikesDislikes, NextClick, likes_dislikes_parts, neutral_titles
 from mindlab.prompts.chat import ChatTemplate
-from mindlab.runs import compare
+from mindlab.recommenders.llm import ranker
+from mindlab.runs.compare import compare
 from mindlab.runs.notebook import bar, setup
+from mindlab.runs.run import Request
+from mindlab.runs.run import run as score_all
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -87,7 +90,7 @@ print("log P(Yes) - log P(No):", round(score, 3))
 # takes it as wrong. The last line is another way to ask: which of the two words is more probable as the
 # first one? That always has an answer.
 #
-# The aggregate. `predict` is what `scripts/predict.py` runs; it keeps what is done, so a second run is
+# The aggregate. The runner, `mindlab.runs.run`, is what `scripts/predict.py` runs; it keeps what is done, so a second run is
 # quick.
 
 # %%
@@ -95,10 +98,9 @@ longest = factory.load("configs/new_train.yaml")["cutoff_len"]
 tuned = {"lora": adapter} if adapter else {}
 tables = {}
 for name, weights in ({"base": None} | tuned).items():
-    request = Request(
-        data, "seed", "likes_dislikes", model, template, weights, limit=n_seed, seed=seed, cutoff_len=longest
-    )
-    run = predict(request, Path(out) / f"seed-{name}-{n_seed}-{seed}", bar)
+    method = ranker(name, Options("likes_dislikes", model, template, weights, cutoff_len=longest))
+    folder = Path(out) / f"seed-{name}-{n_seed}-{seed}"
+    run = score_all(Request(data, "seed", limit=n_seed, seed=seed), method, folder, progress=bar)
     tables[name] = predictions.read_predictions(run / "predictions.parquet")
 answers = tables["base"]["answer"].to_pylist()
 print(pd.Series(answers).value_counts().head(3).to_string())
@@ -179,13 +181,12 @@ assert auc == 0.5
 tuned = {"lora": dev_adapter} if dev_adapter else {}
 runs = {}
 for name, weights in ({"base": None} | tuned).items():
-    request = Request(
-        data, "dev", "next_click", model, template, weights, limit=n_dev, seed=seed, cutoff_len=cut
-    )
-    runs[f"smollm2-{name}"] = predict(request, Path(out) / f"dev-{name}-{n_dev}-{seed}", bar)
+    method = ranker(f"smollm2-{name}", Options("next_click", model, template, weights, cutoff_len=cut))
+    folder = Path(out) / f"dev-{name}-{n_dev}-{seed}"
+    runs[method.name] = score_all(Request(data, limit=n_dev, seed=seed), method, folder, progress=bar)
 simple = ["random", "popularity", "category", "tfidf"]
-others = compare.Request(data, limit=n_dev, seed=seed)
-runs |= dict(zip(simple, compare.compare(others, simple, Path(out) / f"simple-{n_dev}-{seed}"), strict=True))
+made = compare(Request(data, limit=n_dev, seed=seed), simple, Path(out) / f"simple-{n_dev}-{seed}")
+runs |= dict(zip(simple, made, strict=True))
 
 # %%
 measured = {}
@@ -276,8 +277,7 @@ assert all(np.allclose(before[name], after[name]) for name in RANKING_METRICS)
 # narrower.
 
 # %% tags=["solution"]
-everything = compare.Request(data, seed=seed)
-run = compare.compare(everything, ["category"], Path(out) / f"simple-all-{seed}")[0]
+run = compare(Request(data, seed=seed), ["category"], Path(out) / f"simple-all-{seed}")[0]
 table = predictions.read_predictions(run / "predictions.parquet")
 all_of_them = evaluate(table).summary
 print({key: round(all_of_them[key], 3) for key in ("auc", "auc_low", "auc_high")}, len(dev), "impressions")

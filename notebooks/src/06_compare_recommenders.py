@@ -26,12 +26,13 @@ from mindlab.data.mind import read_mind
 from mindlab.evaluation.metrics import evaluate, paired_differences
 from mindlab.evaluation.predictions import from_scores
 from mindlab.evaluation.slices import masks, measure_slices
-from mindlab.llm import rows
 from mindlab.recommenders.base import history_share, score_without_labels
 from mindlab.recommenders.past import PastLog
 from mindlab.recommenders.popularity import StreamingPopularity
-from mindlab.runs.compare import Request, compare
+from mindlab.runs import rows
+from mindlab.runs.compare import compare
 from mindlab.runs.notebook import setup
+from mindlab.runs.run import Request
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -63,7 +64,7 @@ names = [
     "freshness",
     "lightgbm",
 ]
-runs = compare(Request(data, seed=seed, n_seeds=n_seeds), [*names, "oracle"], Path(out) / "dev")
+runs = compare(Request(data, seed=seed), [*names, "oracle"], Path(out) / "dev", n_seeds=n_seeds)
 board = reporting.leaderboard(runs, context={"data": data, "synthetic": True})
 table = pd.DataFrame(board["rows"]).set_index("name")
 display(table[["track", "seeds", "auc", "auc_low", "auc_high", "mrr", "ndcg5", "ndcg10"]].round(3))

@@ -33,8 +33,9 @@ from mindlab.llm.embeddings import HiddenStates, MiniLMEncoder, news_vectors
 from mindlab.recommenders import make_recommender, pairs_among
 from mindlab.recommenders.base import score_without_labels
 from mindlab.recommenders.embedding import CACHE, EMBEDDED, EmbeddingCosine, reader_vectors, unit
-from mindlab.runs.compare import Request, compare
+from mindlab.runs.compare import compare
 from mindlab.runs.notebook import batches_bar, setup
+from mindlab.runs.run import Request
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -132,7 +133,7 @@ assert best[("mean", True)].max() > best[("mean", False)].max() - 0.01, "centrin
 # %%
 plain = ["popularity", "category", "minilm", "minilm-readers", EMBEDDED]
 learned = ["embeddings-logistic", "embeddings-lightgbm", "embeddings-nrms", "embeddings-nrms-untrained"]
-runs = compare(Request(data, seed=seed, n_seeds=n_seeds), [*plain, *learned], Path(out))
+runs = compare(Request(data, seed=seed), [*plain, *learned], Path(out), n_seeds=n_seeds)
 pairs = pairs_among([*plain, *learned])
 context = {"title": "Embeddings and a ranker", "data": data, "synthetic": True}
 board = reporting.leaderboard(runs, pairs=pairs, context=context)

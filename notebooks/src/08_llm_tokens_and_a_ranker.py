@@ -35,8 +35,9 @@ from mindlab.prompts import NewsTokens
 from mindlab.recommenders import pairs_among
 from mindlab.recommenders.augmented import behind_titles
 from mindlab.recommenders.tfidf import text_cosines, word_weights
-from mindlab.runs.compare import Request, compare
+from mindlab.runs.compare import compare
 from mindlab.runs.notebook import batches_bar, setup
+from mindlab.runs.run import Request
 
 # %% tags=["parameters"]
 data = "runs/newspaper"
@@ -165,8 +166,8 @@ assert np.mean(own) > np.mean(other)
 
 # %%
 everywhere = ["popularity", "category", "minilm", "tfidf", "tokens-tfidf", "titles-lightgbm"]
-request = Request(data, seed=seed, n_seeds=n_seeds)
-runs = compare(request, everywhere, Path(out))
+request = Request(data, seed=seed)
+runs = compare(request, everywhere, Path(out), n_seeds=n_seeds)
 pairs = pairs_among(everywhere)
 context = {"title": "LLM tokens and a ranker", "data": data, "synthetic": True}
 whole = reporting.leaderboard(runs, pairs=pairs, context=context)
@@ -176,8 +177,8 @@ print(reporting.as_text(whole))
 # A profile for every reader is dear, so the last row is measured on fewer impressions, and the others again on just these.
 
 # %%
-few = Request(data, limit=limit, seed=seed, n_seeds=n_seeds)
-runs += compare(few, ["tokens-lightgbm"], Path(out))
+few = Request(data, limit=limit, seed=seed)
+runs += compare(few, ["tokens-lightgbm"], Path(out), n_seeds=n_seeds)
 cases = tasks.limit(len(splits["test"]), limit, seed)
 pairs.append(("tokens-lightgbm", "titles-lightgbm"))
 board = reporting.leaderboard(runs, pairs=pairs, cases=cases, context=context)

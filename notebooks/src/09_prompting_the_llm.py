@@ -26,8 +26,9 @@ from mindlab import tasks
 from mindlab.data.mind import read_mind
 from mindlab.evaluation import probes
 from mindlab.evaluation.predictions import read_predictions
+from mindlab.llm.ask import make_scorer
 from mindlab.llm.lists import ask_lists, read_list
-from mindlab.llm.predict import Request, make_scorer, predict
+from mindlab.llm.options import Options
 from mindlab.llm.server import ServerWriter, serve_factory
 from mindlab.prompts import (
     InContext,
@@ -39,9 +40,10 @@ from mindlab.prompts import (
     Recency,
     neutral_titles,
 )
-from mindlab.runs.compare import Request as Classic
+from mindlab.recommenders.llm import ranker
 from mindlab.runs.compare import compare
 from mindlab.runs.notebook import bar, setup
+from mindlab.runs.run import Request, run
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -100,18 +102,26 @@ assert "\nD. " in Listwise().record(shown)["input"]
 # letter gets for its place then weighs less. `listwise-one-order` is the same without it. Popularity and MiniLM cost next to nothing, and stand beside them.
 
 # %%
-base = Request(data, "dev", "pointwise", model, template, limit=n_test, seed=seed, cutoff_len=1024)
+request = Request(data, limit=n_test, seed=seed)
+base = Options("pointwise", model, template)
 asks = {
-    f"smollm2-{form}": replace(base, format=form)
+    f"smollm2-{form}": Options(form, model, template, history_length=8)
     for form in ("pointwise", "next_click", "recency", "in_context")
 }
-lists = replace(base, format="listwise", history_length=8)
+lists = Options("listwise", model, template)
 asks |= {
     "smollm2-listwise-one-order": replace(lists, orders=1),
     "smollm2-listwise": replace(lists, orders=orders),
 }
-runs = compare(Classic(data, limit=n_test, seed=seed), ["random", "popularity", "minilm"], Path(out))
-runs += [predict(asked, Path(out) / name, bar) for name, asked in asks.items()]
+
+
+def scored_by(name, asked, request=request):
+    """Score the impressions of the request, or what is missing of them."""
+    return run(request, ranker(name, asked), Path(out) / name, progress=bar)
+
+
+runs = compare(request, ["random", "popularity", "minilm"], Path(out))
+runs += [scored_by(name, asked) for name, asked in asks.items()]
 scored = {run.name: read_predictions(run / "predictions.parquet")["score"].to_numpy() for run in runs}
 
 # %%
@@ -154,7 +164,7 @@ assert {entry["against"] for entry in table.loc["smollm2-recency", "paired"]} >=
 # %%
 hidden = test.without_labels()
 backwards, places = probes.reverse_candidates(hidden)
-score, _ = make_scorer(replace(lists, orders=1), mind, np.unique(test.news))
+score, _ = make_scorer(replace(lists, orders=1), mind.news, np.unique(test.news), seed=seed)
 straight = scored["smollm2-listwise-one-order"]
 turned = np.concatenate([one.scores for one in score(backwards)])
 found = {"listwise": probes.moved(straight, turned[places], test)}
@@ -185,7 +195,7 @@ assert straight.std() > 0, "the model says the same about every candidate"
 # nothing personal was measured. `pointwise` asks about each candidate alone, so a list's order cannot reach it.
 
 # %%
-score, _ = make_scorer(base, mind, np.unique(test.news))
+score, _ = make_scorer(base, mind.news, np.unique(test.news))
 rng = np.random.default_rng(seed)
 variants = {
     "shuffled": probes.shuffle_histories(hidden, rng),
@@ -225,12 +235,10 @@ assert clicks.sum() == train.labels.sum()
 # What is wrong with an answer is counted and stops nothing. Once free, once held to a JSON schema that names these candidates.
 
 # %%
-free = replace(base, format="json_list", history_length=8, limit=n_lists)
+some, free = replace(request, limit=n_lists), Options("json_list", model, template)
 written = {
-    "free": predict(free, Path(out) / "smollm2-json_list", bar),
-    "held to the schema": predict(
-        replace(free, constrained=True), Path(out) / "smollm2-json_list-constrained", bar
-    ),
+    "free": scored_by("smollm2-json_list", free, some),
+    "held to the schema": scored_by("smollm2-json_list-constrained", replace(free, constrained=True), some),
 }
 few = reporting.leaderboard([*written.values()], context=context)
 faults = {name: few["manifests"][run.name]["texts_written"]["lists"] for name, run in written.items()}
@@ -281,10 +289,10 @@ assert [len(one) for one in served.scores] == np.diff(some.offsets).tolist()
 # **1 Predict.** The prompt of `pointwise` with half the history. Does the ranking get worse?
 
 # %% tags=["solution"]
-run = predict(replace(base, history_length=4), Path(out) / "smollm2-pointwise-4", bar)
-both = reporting.leaderboard([*runs, run], pairs=[(run.name, "smollm2-pointwise")])
+short = scored_by("smollm2-pointwise-4", replace(base, history_length=4))
+both = reporting.leaderboard([*runs, short], pairs=[(short.name, "smollm2-pointwise")])
 rows = {row["name"]: row for row in both["rows"]}
-gain = next(e for e in rows[run.name]["paired"] if e["against"] == "smollm2-pointwise")
+gain = next(e for e in rows[short.name]["paired"] if e["against"] == "smollm2-pointwise")
 print(reporting.difference_text(gain["auc"]), reporting.verdict(gain["auc"]))
 assert gain["auc"]["low"] <= gain["auc"]["high"]
 
@@ -304,9 +312,7 @@ assert abs(np.nanmean(agreement)) < abs(np.nanmean(alone))
 # **3 Build.** A probe of your own: the candidates' titles in capitals. Assert that the news and labels are the same as before.
 
 # %% tags=["solution"]
-loud = replace(
-    mind, news=replace(mind.news, title=np.array([t.upper() for t in mind.news.title], dtype=object))
-)
+loud = replace(mind.news, title=np.array([t.upper() for t in mind.news.title], dtype=object))
 score, _ = make_scorer(base, loud, np.unique(test.news))
 shouted = np.concatenate([one.scores for one in score(hidden)])
 result = probes.moved(own, shouted, test)

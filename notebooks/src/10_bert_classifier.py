@@ -33,12 +33,13 @@ from mindlab.evaluation.predictions import case_offsets, from_scores, ranks, rea
 from mindlab.evaluation.retrieval import rerank
 from mindlab.finetune import plan_sources
 from mindlab.llm.embeddings import MiniLMEncoder, news_vectors
-from mindlab.recommenders import make_recommender, pairs_among
+from mindlab.recommenders import METHODS, make_recommender, pairs_among
 from mindlab.recommenders.base import UNTRAINED, keep_candidates, score_without_labels
 from mindlab.recommenders.cross_encoder import CROSS, FOLDER, make
 from mindlab.recommenders.cross_encoder.model import NOTHING, CrossEncoder, Settings
-from mindlab.runs.compare import Request, compare
+from mindlab.runs.compare import compare, own_methods
 from mindlab.runs.notebook import LossCurve, setup
+from mindlab.runs.run import Request
 
 # %% tags=["parameters"]
 data = "data/sample"
@@ -140,8 +141,9 @@ assert apart[0] < 1e-4 < apart[1]
 
 # %%
 names = ["popularity", "category", "minilm", CROSS, CROSS + UNTRAINED]
-request = Request(data, limit=n_test, seed=seed, n_seeds=n_seeds, cross_pairs=most_pairs)
-runs = compare(request, names, Path(out))
+request = Request(data, limit=n_test, seed=seed)
+methods = METHODS | own_methods(pairs=most_pairs)
+runs = compare(request, names, Path(out), n_seeds=n_seeds, methods=methods)
 pairs = pairs_among(names)
 context = {"title": "A BERT that reads reader and candidate together", "data": data, "synthetic": True}
 board = reporting.leaderboard(runs, pairs=pairs, context=context)

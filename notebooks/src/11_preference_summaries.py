@@ -28,15 +28,20 @@ from mindlab import tasks
 from mindlab.data.mind import read_mind
 from mindlab.evaluation.metrics import evaluate, paired_differences
 from mindlab.evaluation.predictions import from_scores
-from mindlab.llm import predict, rows
+from mindlab.llm.ask import make_scorer
+from mindlab.llm.options import Options
 from mindlab.llm.summaries import BLOCK, Summariser, read_summary
 from mindlab.llm.writing import HFWriter
 from mindlab.prompts import PreferenceSummary, Summary, SummaryParts, neutral_titles
 from mindlab.prompts.chat import ChatTemplate
 from mindlab.prompts.records import batched
+from mindlab.recommenders.llm import ranker
 from mindlab.report import published
-from mindlab.runs.compare import Request, compare
+from mindlab.runs import rows
+from mindlab.runs.compare import compare
 from mindlab.runs.notebook import StopAfter, batches_bar, setup
+from mindlab.runs.run import Request
+from mindlab.runs.run import run as score_all
 from mindlab.tasks import sampled
 
 # %% tags=["parameters"]
@@ -279,12 +284,12 @@ assert (
 # **1 Predict.** Give every reader the summary of another one. Will the untuned model rank worse?
 
 # %% tags=["solution"]
-asked = predict.Request(data, "sampled", "summary", model, template, limit=n_test, seed=seed)
+asked = Options("summary", model, template)
 own = dict(zip(test.history.tolist(), written["recurrent"].texts, strict=True))
 foreign = dict(zip(own, [*own.values()][1:] + [*own.values()][:1], strict=True))
 found = {}
 for name, summaries in {"own": own, "another's": foreign}.items():
-    score, _ = predict.make_scorer(asked, mind, written=summaries)
+    score, _ = make_scorer(asked, news, written=summaries)
     scored = np.concatenate([one.scores for one in score(test.without_labels())])
     frame = from_scores("test", test, news, scored)
     found[name] = evaluate(frame, sampled.Sampled.metrics)
@@ -299,12 +304,8 @@ assert gain["auc"]["low"] < gain["auc"]["high"]
 
 # %% tags=["solution"]
 longest = sampled.INTERACTIONS[1]
-run = predict.predict(
-    predict.Request(
-        data, "sampled", "summary", model, template, limit=n_test, seed=seed, history_length=longest
-    ),
-    Path(out) / "smollm2-all-titles-base",
-)
+method = ranker("smollm2-all-titles-base", Options("summary", model, template, history_length=longest))
+run = score_all(Request(data, "sampled", limit=n_test, seed=seed), method, Path(out) / method.name)
 both = reporting.leaderboard([*runs, run], pairs=[(run.name, "smollm2-recent-base")])
 gain = next(e for r in both["rows"] for e in r["paired"] if (r["name"], e["against"]) == (run.name, names[0]))
 print(reporting.difference_text(gain["recall5"]), reporting.verdict(gain["recall5"]))

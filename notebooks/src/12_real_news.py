@@ -34,16 +34,17 @@ from mindlab.data.mind import no_impressions, read_mind
 from mindlab.evaluation.intervals import ratio_intervals
 from mindlab.evaluation.metrics import evaluate, paired_differences
 from mindlab.evaluation.predictions import from_scores, read_predictions
-from mindlab.llm import rows as models
 from mindlab.llm.embeddings import MiniLMEncoder, news_vectors
 from mindlab.prompts import NextTopic, NextTopicParts
 from mindlab.recommenders.base import history_share
 from mindlab.recommenders.embedding import CACHE, LME, Reader, reader_scores, unit
 from mindlab.report.figure import Row, forest
 from mindlab.report.published import RECPROMPT, read_published
+from mindlab.runs import rows as models
 from mindlab.runs.blend import blend_tables, choose_weights, make_blend, z_scores
-from mindlab.runs.compare import Request, compare
+from mindlab.runs.compare import compare
 from mindlab.runs.notebook import ROOT, setup
+from mindlab.runs.run import Request
 
 # %% tags=["parameters"]
 data = "data/raw/recprompt"

@@ -30,12 +30,12 @@ from mindlab import report as reporting
 from mindlab.common import cli
 from mindlab.common.errors import UserError
 from mindlab.data.mind import read_mind
-from mindlab.llm import rows
 from mindlab.recommenders import METHODS
 from mindlab.recommenders.oracle import FILE_NAME
-from mindlab.runs import kept
+from mindlab.runs import kept, rows
 from mindlab.runs.blend import BLENDS, make_blend
-from mindlab.runs.compare import Request, compare, names_of
+from mindlab.runs.compare import compare, names_of
+from mindlab.runs.run import Request
 from mindlab.tasks import task_of
 
 sys.path.insert(0, str(Path(__file__).parents[2]))

@@ -23,12 +23,14 @@ from mindlab.common.manifest import data_hashes
 from mindlab.data.mind import read_mind
 from mindlab.data.synthetic import make_sample
 from mindlab.finetune import alpaca, factory
-from mindlab.llm import predict
 from mindlab.llm.embeddings import news_vectors
 from mindlab.llm.writing import write_texts
 from mindlab.prompts.chat import ChatTemplate, record_prompt
+from mindlab.recommenders import llm
 from mindlab.runs import compare
+from mindlab.runs.run import Request
 from tests import tiny_glm
+from tests.asked import ask
 
 ROOT = Path(__file__).resolve().parents[2]
 YAML = ROOT / "configs" / "new_train.yaml"
@@ -58,7 +60,7 @@ def make_inputs(folder: Path) -> None:
     (made / "dataset_info.json").write_bytes((ROOT / "data" / "dataset_info.json").read_bytes())
     rows = json.dumps(tiny_glm.RECORDS * 6, ensure_ascii=False)
     (made / "processed" / "mind_train.json").write_text(rows, encoding="utf-8")
-    compare.compare(compare.Request(str(data)), ["random", "popularity"], folder / "runs")
+    compare.compare(Request(str(data)), ["random", "popularity"], folder / "runs")
 
 
 def build(inputs: Path, out: Path) -> None:
@@ -76,12 +78,10 @@ def score(inputs: Path, out: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    predict.CASES_PER_PART = {"hf": 3}
+    llm.PART_SIZE = {"hf": 3}
     model = str(inputs / "model")
-    request = predict.Request(
-        str(inputs / "data"), "dev", "next_click", model, "glm4", limit=8, history_length=3
-    )
-    predict.predict(request, out)
+    request = ask(str(inputs / "data"), "dev", "next_click", model, "glm4", limit=8, history_length=3)
+    request.run(out)
 
 
 class Echo:
@@ -220,7 +220,7 @@ def write_report(inputs: Path, out: Path) -> None:
 
 def compare_two(inputs: Path, out: Path) -> None:
     """Fit and score two recommenders into run folders."""
-    compare.compare(compare.Request(str(inputs / "data")), ["popularity", "category"], out)
+    compare.compare(Request(str(inputs / "data")), ["popularity", "category"], out)
 
 
 @dataclass(frozen=True)

@@ -29,10 +29,9 @@ from mindlab.evaluation import predictions
 from mindlab.finetune import alpaca, factory
 from mindlab.finetune import plan as planning
 from mindlab.finetune.plan_sources import GPUS
-from mindlab.llm import token_counts
-from mindlab.llm.predict import template_of
+from mindlab.llm.options import template_of
 from mindlab.prompts import chat, trained_for
-from mindlab.runs import plan_report
+from mindlab.runs import plan_report, token_counts
 from mindlab.tasks import TASKS
 from mindlab.tasks.base import USER
 from tests.handmade import make_run, random_impressions

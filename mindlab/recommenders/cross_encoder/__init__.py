@@ -31,6 +31,11 @@ def methods(model: str | None = None, pairs: int | None = None) -> tuple[Method,
     ['bert-base-uncased-cross-encoder', 'bert-base-uncased-cross-encoder-untrained']
     """
     name = CROSS if model is None else f"{Path(model).name}-{CROSS}"
+    given = {"cross_encoder": model, "cross_pairs": pairs}
+    options = [
+        {key: value for key, value in given.items() if value is not None and key in mine}
+        for mine in (given, ["cross_encoder"])
+    ]
     declared = {
         "needs": {CLICKS},
         "cases": (IMPRESSION,),
@@ -39,8 +44,14 @@ def methods(model: str | None = None, pairs: int | None = None) -> tuple[Method,
         "is_slow": True,
     }
     return (
-        Method(name, partial(make, name, model, pairs), against=(name + UNTRAINED, "minilm"), **declared),
-        Method(name + UNTRAINED, partial(make, name + UNTRAINED, model, 0), **declared),
+        Method(
+            name,
+            partial(make, name, model, pairs),
+            against=(name + UNTRAINED, "minilm"),
+            options=options[0],
+            **declared,
+        ),
+        Method(name + UNTRAINED, partial(make, name + UNTRAINED, model, 0), options=options[1], **declared),
     )
 
 

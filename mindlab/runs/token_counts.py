@@ -6,6 +6,7 @@ by the scoring code itself, run with an engine whose forward pass writes lengths
 
 import json
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,8 +18,10 @@ from mindlab.data.mind import Impressions, Mind
 from mindlab.finetune.alpaca import BuildOptions
 from mindlab.finetune.plan import Architecture, Reading, Records
 from mindlab.llm.hf import HFEngine, Pass, Prefix
-from mindlab.llm.predict import CASES_PER_PART, Request, Work
+from mindlab.llm.options import Options
 from mindlab.prompts import PROMPTS, prompt_of
+from mindlab.recommenders.llm import LLMRanker, ranker
+from mindlab.runs.run import Request, Work
 from mindlab.tasks import TASKS, limit, task_of
 
 # The task of each prompt that is trained on. Without those that show a summary: most of what they take is writing, which
@@ -108,13 +111,11 @@ def reading(
 
     The no-history term of next_click and next_topic, read once for each news or topic, is left out.
     """
-    request = Request(
-        "", PROTOCOL_OF[form], form, str(model), template, cutoff_len=cutoff_len, token_budget=token_budget
-    )
+    asked = Options(form, str(model), template, cutoff_len=cutoff_len, token_budget=token_budget)
     engine = CountingEngine(token_budget)
-    work = Work(request, {"engine": engine})
-    work.mind = mind  # read already
-    size = CASES_PER_PART[request.engine]
+    method = replace(ranker(form, asked), make=lambda: LLMRanker(asked, engine=engine))
+    work = Work(Request("", PROTOCOL_OF[form]), method, seed, read=lambda: mind)
+    size = method.part_size
     blocks = [work.rows[i : i + size] for i in range(0, len(work.rows), size)]
     histories = np.diff(work.whole.history_offsets)[work.whole.history[work.rows]]
     work([work.rows[histories.argmax()]])  # reads the no-history term, if any reader has a history
