@@ -310,18 +310,16 @@ def gpu() -> str:
                 name.replace("train ", "an update, ").replace("score ", "an impression, "),
                 f"{one['tokens']:,.0f}",
                 f"{one['seconds']:.2f}",
-                f"{one['predicted_seconds']:.2f}",
-                f"{one['seconds'] / one['predicted_seconds']:.1f}",
                 f"{one['gpu_gib']:.1f}",
                 f"{one['predicted_gib']:.1f}",
                 f"{one['gpu_gib'] / one['predicted_gib'] - 1:+.0%}",
             ]
         )
-    head = ["what", "tokens", "seconds", "planned", "times", "GiB", "planned", "error"]
+    head = ["what", "tokens", "seconds", "GiB", "planned", "error"]
     machine, agree = found["machine"], found["rows"]["agree"]
     text = (
         f"{found['device']['name']}, {found['device']['gib']} GiB; torch {machine['packages']['torch']}, Python "
-        f"{machine['python']}. Planned with the datasheet of {found['datasheet']}. In float32 the scores of 60 lines on the GPU and on the CPU differ by "
+        f"{machine['python']}. In float32 the scores of 60 lines on the GPU and on the CPU differ by "
         f"{agree['difference']:.0e} at most, and span {agree['spread']:.0f}."
     )
     missing = "\n\nNot run: " + " ".join(failures) if failures else ""

@@ -36,14 +36,13 @@ from mindlab.data.mind import read_mind
 from mindlab.finetune import factory
 from mindlab.finetune import plan as planning
 from mindlab.finetune.alpaca import BuildOptions, build, is_built
-from mindlab.finetune.plan_sources import GPUS
 from mindlab.llm.options import Options
-from mindlab.prompts import neutral_titles
+from mindlab.prompts import neutral_titles, prompt_of
 from mindlab.prompts.chat import ChatTemplate, import_factory
 from mindlab.recommenders.llm import ranker
-from mindlab.runs import token_counts
-from mindlab.runs.plan_report import TOKEN_BUDGET
 from mindlab.runs.run import Request, run
+from mindlab.tasks import TASKS
+from mindlab.tasks import limit as choose
 from tests import tiny_glm
 
 SAMPLE = "data/sample"
@@ -140,7 +139,8 @@ def train(name: str, root: Path, updates: int) -> dict[str, Any]:
 
 def score(form: str, root: Path, limit: int, adapter: str | None) -> dict[str, Any]:
     """Score impressions of the test split in this process; return what one takes, and the memory at the peak."""
-    request = Request(SAMPLE, token_counts.PROTOCOL_OF[form], limit=limit)
+    task = next(task for task in TASKS.values() if task.case == prompt_of(form).case)
+    request = Request(SAMPLE, task.name, limit=limit)
     method = ranker(form, Options(form, str(root / "model"), "glm4", adapter))
     out = root / f"score-{form}"
     shutil.rmtree(out, ignore_errors=True)
@@ -192,32 +192,25 @@ def memory() -> dict[str, float | None]:
     }
 
 
-def predicted_training(name: str, root: Path, gpu: planning.Gpu) -> dict[str, float]:
-    """Return what the planner says for the same records: seconds of an update, GiB at the longest record."""
-    chat = ChatTemplate.load(root / "model", "glm4")
+def predicted_training(name: str, root: Path) -> dict[str, float]:
+    """Return what the planner says of the same records: GiB at the longest; and the tokens of an update."""
     settings = settings_of(name, root, 1)
-    records = token_counts.read_records(root / "data/processed/mind_dev_next_click_train.json", chat.count)
-    arch, assume = planning.find_architecture(str(root / "model")), planning.Assumptions()
-    training = planning.training_of(settings)
-    longest = training.cutoff_len if training.is_packed else int(records.lengths.max())
-    total = planning.training_memory(arch, replace(training, cutoff_len=longest), assume)["total"]
-    return {
-        "predicted_seconds": planning.training_seconds(arch, training, records, gpu, assume),
-        "predicted_gib": total / planning.GIB,
-        "tokens": training.accumulation * records.micro_batch(training)[0],
-    }
+    made = json.loads((root / "data/processed/mind_dev_next_click_train.json").read_text(encoding="utf-8"))
+    chat = ChatTemplate.load(root / "model", "glm4")
+    lengths = [chat.count(made[at]) for at in choose(len(made), 400, 42)]
+    training = planning.Training.of(settings)
+    longest = training.cutoff_len if training.is_packed else max(lengths)
+    shape = planning.shape_of(str(root / "model"))
+    total = planning.training_memory(shape, replace(training, cutoff_len=longest))["total"]
+    each = training.cutoff_len if training.is_packed else statistics.mean(lengths)
+    records = training.batch * settings["gradient_accumulation_steps"]
+    return {"predicted_gib": total / planning.GIB, "tokens": records * each}
 
 
-def predicted_scoring(form: str, root: Path, gpu: planning.Gpu) -> dict[str, float]:
-    """Return what the planner says of an impression of the sample: seconds, tokens read, GiB."""
-    arch, assume = planning.find_architecture(str(root / "model")), planning.Assumptions()
-    reading = token_counts.reading(read_mind(SAMPLE), form, root / "model", "glm4")
-    total = planning.scoring_memory(arch, assume, TOKEN_BUDGET, Options.cutoff_len)["total"]
-    return {
-        "predicted_seconds": planning.scoring_seconds(arch, reading, gpu, assume),
-        "predicted_tokens": reading.tokens,
-        "predicted_gib": total / planning.GIB,
-    }
+def predicted_scoring(root: Path) -> dict[str, float]:
+    """Return what the planner says of scoring: GiB."""
+    total = planning.scoring_memory(planning.shape_of(str(root / "model")), Options.cutoff_len)["total"]
+    return {"predicted_gib": total / planning.GIB}
 
 
 def attempt(*words: str) -> dict[str, Any]:
@@ -249,7 +242,6 @@ def device() -> dict[str, Any]:
 def main() -> None:
     """Measure row after row, keep what is known after each, and print it."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--gpu", default="H100-SXM", choices=GPUS, help="the datasheet to predict from")
     parser.add_argument("--updates", type=int, default=12, help="updates of a training (default 12)")
     parser.add_argument(
         "--limit", type=int, default=100, help="impressions to score in a format (default 100)"
@@ -266,9 +258,9 @@ def main() -> None:
     make_data(args.out / "data")
     kept = args.out / "gpu.json"
     rows = json.loads(kept.read_text(encoding="utf-8"))["rows"] if kept.exists() else {}
-    words = ["--gpu", args.gpu, "--updates", str(args.updates), "--limit", str(args.limit)]
+    words = ["--updates", str(args.updates), "--limit", str(args.limit)]
     words += ["--out", str(args.out), *["--tiny"] * args.tiny]
-    about = {"device": device(), "machine": common.machine(), "datasheet": args.gpu}
+    about = {"device": device(), "machine": common.machine()}
     for job in JOBS:
         name = " ".join(job).strip()
         if "failed" in rows.get(name, {"failed": "not yet run"}):
@@ -282,16 +274,15 @@ def main() -> None:
 def do(job: list[str], args: argparse.Namespace) -> Mapping[str, Any]:
     """Do one job of `main`."""
     kind, name = job
-    gpu = GPUS[args.gpu]
     if kind == "model":
         return {"folder": str(make_model(args.out / "model", args.tiny))}
     if kind == "agree":
         return agree(args.out)
     if kind == "train":
-        predicted = predicted_training(name, args.out, gpu)
+        predicted = predicted_training(name, args.out)
         return {**train(name, args.out, args.updates), **predicted}
     adapter = settings_of("LoRA", args.out, 1)["output_dir"]
-    predicted = predicted_scoring(name, args.out, gpu)
+    predicted = predicted_scoring(args.out)
     return {**score(name, args.out, args.limit, adapter), **predicted}
 
 

@@ -1,13 +1,13 @@
-"""Estimate memory and hours of LoRA and QLoRA training and of scoring, from a model's shape and token counts.
+"""What LoRA and QLoRA training and scoring take, before a GPU is rented: memory by formula, hours by measured rates.
 
-Pure arithmetic: nothing here loads a model or needs a GPU. docs/planning.md has the formulas with their sources and
-compares what they give with published figures; tests/test_plan.py holds the counts of parameters, operations and
-stored activations equal to those of real models. Bytes and seconds throughout, GiB = 2**30 bytes.
+Memory follows from the model's shape, which transformers builds without weights; docs/planning.md has the formulas with
+their sources. Hours are tokens over a rate that was measured (`RATES`), and nothing finer. Bytes and seconds throughout,
+GiB = 2**30 bytes.
 """
 
-import math
-from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -15,425 +15,251 @@ import numpy as np
 
 from mindlab.common.errors import UserError
 from mindlab.common.files import read_json
+from mindlab.data.mind import Mind
+from mindlab.finetune.alpaca import BuildOptions
+from mindlab.prompts import prompt_of
+from mindlab.tasks import TASKS, limit
 
 GIB = 2**30
 BF16, FP32 = 2, 4
-NF4 = (
-    4 + 8 / 64 + 32 / (64 * 256)
-) / 8  # bytes a weight: 4 bits, an 8-bit scale for 64, a float for 256 scales
+# Bytes a weight of nf4 with double quantisation: 4 bits, an 8-bit scale for 64 weights, a float for 256 scales.
+NF4 = (4 + 8 / 64 + 32 / (64 * 256)) / 8
 LORA_STATE = 4 * FP32  # a trained weight, its gradient and Adam's two moments, all float32 in LLaMA-Factory
 LOSS = BF16 + 3 * FP32  # bytes a logit at the peak: bf16, its float copy, log-softmax and gradient (measured)
-KEPT_TOKENS, HEAD_ROWS = 4096, 1024  # of the scoring engine on a GPU (`mindlab.llm.hf`; held equal by a test)
-DEQUANTISED = NF4 + 2 * BF16  # bytes moved to use a 4-bit weight once: read, written as bf16, read again
+OVERHEAD = 1.0 * GIB  # CUDA context, cuBLAS workspace, what the allocator cannot use (a guess)
+KEPT_TOKENS, HEAD_ROWS, TOKENS_A_PASS = 4096, 1024, 8192  # of the scoring engine on a GPU (`mindlab.llm.hf`)
+# Memory of a card, in GiB.
+GPUS = {
+    "H200": 140,
+    "H100": 80,
+    "A100-80GB": 80,
+    "L40S": 48,
+    "A100-40GB": 40,
+    "RTX-4090": 24,
+    "T4": 16,
+    "RTX-3060": 12,
+}
 
 
 @dataclass(frozen=True)
-class Assumptions:
-    """What no formula gives: three read off a published figure each (docs/planning.md says which), three guessed."""
+class Rate:
+    """What was measured of a model of some 9.4 billion parameters."""
 
-    utilisation: float = (
-        0.40  # share of the peak that the counted operations reach, recomputation counted too
-    )
-    bandwidth: float = 0.50  # share of the memory bandwidth reached where weights are dequantised
-    launch_train: float = (
-        1.6e-3  # seconds at least for one layer in one pass of training: its kernels are launched
-    )
-    launch_score: float = 0.56e-3  # the same for scoring: no gradients, adapter merged
-    overhead: float = 1.0 * GIB  # CUDA context, cuBLAS workspace, what the allocator cannot use
-    network: float = 10e9  # bytes a second between any two GPUs, for the adapter's gradients
-
-    def with_launches(self, times: float) -> "Assumptions":
-        """Return these assumptions for a processor that takes `times` as long to launch a kernel."""
-        launches = {"launch_train": self.launch_train * times, "launch_score": self.launch_score * times}
-        return replace(self, **launches)
-
-
-@dataclass(frozen=True)
-class Gpu:
-    """A GPU of a datasheet: dense operations a second in bfloat16 (float16 without it), bytes, bytes a second."""
-
-    name: str
-    flops: float
-    memory: float
-    bandwidth: float
+    what: str
+    tokens_a_second: float
+    gpu: str
     source: str
-    has_bf16: bool = True
 
 
-@dataclass(frozen=True)
-class Architecture:
-    """The shape of a decoder-only transformer with RMSNorm and a gated feed-forward part."""
-
-    name: str
-    vocabulary: int
-    hidden: int
-    ffn: int
-    layers: int
-    heads: int
-    kv_heads: int
-    head_size: int
-    linears: Mapping[str, tuple[int, int]]  # a layer's weight matrices: name to (inputs, outputs)
-    biases: int = 0  # bias terms of a layer
-    norms: int = 2  # RMSNorms of a layer
-    is_tied: bool = False  # the output layer is the embedding
-
-    @property
-    def layer_weights(self) -> int:
-        """Weights of all layers' matrices: what 4-bit quantisation covers and what a token is multiplied with."""
-        return self.layers * sum(n * m for n, m in self.linears.values())
-
-    @property
-    def head_weights(self) -> int:
-        """Weights of the output layer, also the size of the embedding."""
-        return self.vocabulary * self.hidden
-
-    @property
-    def parameters(self) -> int:
-        """All parameters, each once."""
-        per_layer = self.biases + self.norms * self.hidden
-        embeddings = self.head_weights * (1 if self.is_tied else 2)
-        return self.layer_weights + self.layers * per_layer + embeddings + self.hidden
-
-    def weight_bytes(self, bits: int = 16) -> float:
-        """Return the bytes of the weights; 4 or 8 bits cover the layers' matrices alone, the rest stays bf16."""
-        per_weight = {16: BF16, 8: 1, 4: NF4}[bits]
-        return self.layer_weights * per_weight + (self.parameters - self.layer_weights) * BF16
-
-    def targets(self, lora_target: str) -> dict[str, tuple[int, int]]:
-        """Return the matrices that LLaMA-Factory's lora_target names: "all", or names with commas.
-
-        Raises UserError for a name that the model does not have.
-        """
-        if lora_target == "all":
-            return dict(self.linears)
-        names = [name.strip() for name in lora_target.split(",")]
-        if unknown := [name for name in names if name not in self.linears]:
-            raise UserError(f"lora_target {unknown[0]!r}: {self.name} has {', '.join(self.linears)}")
-        return {name: self.linears[name] for name in names}
-
-    def lora_parameters(self, rank: int, lora_target: str = "all") -> int:
-        """Return the trained parameters of LoRA: rank * (inputs + outputs) a matrix (Hu et al., 2106.09685)."""
-        return self.layers * rank * sum(n + m for n, m in self.targets(lora_target).values())
-
-    def forward_flops(self, tokens: float, pairs: float, logits: float) -> float:
-        """Return the operations to read `tokens`: two for each weight and each element of a score or a mix.
-
-        `pairs` are the (query, key) pairs that attention computes, `logits` the places whose logits are wanted.
-        """
-        attention = 4 * self.layers * self.heads * self.head_size * pairs
-        return 2 * self.layer_weights * tokens + 2 * self.head_weights * logits + attention
-
-    def kv_bytes(self, tokens: float) -> float:
-        """Return the bytes of the keys and values of `tokens` in bf16."""
-        return 2 * self.layers * self.kv_heads * self.head_size * BF16 * tokens
-
-    def activation_bytes(self, rank: int = 0, lora_target: str = "all") -> float:
-        """Return what autograd keeps of a token in one layer, under bf16 autocast with float32 LoRA weights.
-
-        After Korthikanti et al. (2205.05198, section 4), without their attention scores, which SDPA does not keep,
-        for a gated feed-forward part and frozen weights: float32 inputs of the norms; q, k, v, the mix and the
-        log-sum-exp of attention; gate, up and activation; and for each adapted matrix its input and rank numbers.
-        """
-        q, kv = self.heads * self.head_size, self.kv_heads * self.head_size
-        kept = FP32 * self.norms * self.hidden + BF16 * (2 * q + 2 * kv + 3 * self.ffn) + FP32 * self.heads
-        adapted = self.targets(lora_target).values() if rank else ()
-        return kept + BF16 * sum(inputs + rank for inputs, _ in adapted)
-
-
-@dataclass(frozen=True)
-class Training:
-    """What a training YAML of LLaMA-Factory says that costs memory or time."""
-
-    batch: int = 1
-    accumulation: int = 8
-    rank: int = 8
-    target: str = "all"
-    epochs: float = 1.0
-    max_steps: int = -1
-    cutoff_len: int = 1024
-    has_checkpointing: bool = True
-    bits: int = 16
-    is_packed: bool = False
-
-
-@dataclass(frozen=True)
-class Records:
-    """Training records: how many, and the tokens of a seeded sample of them."""
-
-    name: str
-    count: float
-    lengths: np.ndarray  # int (n_sampled,)
-
-    def micro_batch(self, training: Training) -> tuple[float, float, float]:
-        """Return (tokens, attention pairs, number) of the micro-batches of one epoch, padded as the collator does.
-
-        A packed row holds cutoff_len tokens; else a row is as long as the longest of its micro-batch.
-        """
-        lengths = np.minimum(self.lengths, training.cutoff_len)  # the builder shortens to fit
-        if training.is_packed:
-            n = training.cutoff_len
-            rows = self.count * float(lengths.mean()) / n
-            return training.batch * n, training.batch * n**2 / 2, rows / training.batch
-        rng = np.random.default_rng(0)
-        longest = (
-            rng.choice(lengths, size=(2000, training.batch)).max(axis=1) if training.batch > 1 else lengths
-        )
-        n, squares = float(longest.mean()), float((longest.astype(float) ** 2).mean())
-        return training.batch * n, training.batch * squares / 2, self.count / training.batch
-
-
-@dataclass(frozen=True)
-class Reading:
-    """What the scoring engine reads for one impression, on average over a sample of impressions."""
-
-    format: str
-    prefix: float  # tokens of system, question and history that were not kept from an impression before
-    candidate: float  # tokens read for each candidate; what several begin with is read once
-    candidates: float  # of an impression
-    pairs: float  # attention pairs of the prefix
-    candidate_pairs: float  # of each candidate, with the prefix and within its line
-    scored: float  # places whose logits over the whole vocabulary are made
-    passes: float = 1.0
-    generated: float = 0.0  # forward passes of one token each
-    context: float = 0.0  # tokens of the prefix, read or kept
-    sampled: int = 0  # impressions
-
-    @property
-    def tokens(self) -> float:
-        """Tokens put through the model for one impression."""
-        return self.prefix + self.candidate * self.candidates
-
-    @property
-    def all_pairs(self) -> float:
-        """Attention pairs of one impression."""
-        return self.pairs + self.candidate_pairs * self.candidates
-
-    def with_candidates(self, candidates: float, is_cached: bool = False) -> "Reading":
-        """Return the reading for another number of candidates, or with every prefix's keys and values kept.
-
-        A candidate is taken to cost what it does on average here, though fewer share fewer beginnings.
-        """
-        if not self.candidate:  # one question an impression, however many candidates
-            return self
-        made = replace(self, candidates=candidates, scored=self.scored * candidates / self.candidates)
-        return replace(made, prefix=0, pairs=0) if is_cached else made
-
-
-def training_memory(arch: Architecture, training: Training, assume: Assumptions) -> dict[str, float]:
-    """Return the bytes on each GPU at the longest record, by part, and their "total".
-
-    Data parallel training holds all of it on every GPU; the adapter is too small for sharding to pay.
-    """
-    tokens = training.batch * training.cutoff_len
-    layer = arch.activation_bytes(training.rank, training.target) * tokens
-    kept = BF16 * arch.hidden * tokens * arch.layers + layer  # layer inputs, and one layer recomputed
-    parts = {
-        "weights": arch.weight_bytes(training.bits),
-        "adapter, gradients, Adam": LORA_STATE * arch.lora_parameters(training.rank, training.target),
-        "activations": kept if training.has_checkpointing else layer * arch.layers,
-        "logits": LOSS * arch.vocabulary * tokens,
-        "overhead": assume.overhead,
-    }
-    if training.bits < 16:  # one matrix at a time is unpacked
-        parts["unpacked weights"] = BF16 * max(n * m for n, m in arch.linears.values())
-    return parts | {"total": sum(parts.values())}
-
-
-def scoring_memory(
-    arch: Architecture,
-    assume: Assumptions,
-    tokens: float,
-    prefix: float,
-    kept: float = KEPT_TOKENS,
-    scored_rows: int = HEAD_ROWS,
-) -> dict[str, float]:
-    """Return the bytes of scoring with `tokens` in a forward pass after a prefix, by part, and their "total".
-
-    As `mindlab.llm.hf.fitting_tokens` has it: keys and values of the `kept` tokens of earlier prefixes and of this one; in a layer what
-    its MLP or its attention to the prefix holds, whichever is more; logits in bf16 and twice as a float copy.
-    """
-    q, kv = arch.heads * arch.head_size, arch.kv_heads * arch.head_size
-    attention = 3 * (q + 2 * kv) * BF16 + arch.heads * prefix * (2 * BF16 + FP32)
-    layer = 2 * arch.hidden * BF16 + max(4 * arch.ffn * BF16, attention)
-    parts = {
-        "weights": arch.weight_bytes(),
-        "keys and values": arch.kv_bytes(kept + prefix),
-        "activations of a layer": layer * tokens,
-        "logits": (BF16 + 2 * FP32) * arch.vocabulary * scored_rows,
-        "overhead": assume.overhead,
-    }
-    return parts | {"total": sum(parts.values())}
-
-
-def training_flops(arch: Architecture, training: Training, tokens: float, pairs: float) -> float:
-    """Return the operations of one micro-batch: forward, gradients, and the layers again where recomputed.
-
-    Frozen weights need the gradient of their input alone, so backward costs what forward does; an adapter's
-    weights need both. Hence about 4 operations a weight and token, 6 with checkpointing, not 6 and 8.
-    """
-    lora = arch.lora_parameters(training.rank, training.target)
-    forward = arch.forward_flops(tokens, pairs, tokens) + 2 * lora * tokens
-    backward = arch.forward_flops(tokens, 2 * pairs, tokens) + 4 * lora * tokens
-    again = arch.forward_flops(tokens, pairs, 0) + 2 * lora * tokens
-    return forward + backward + (again if training.has_checkpointing else 0)
-
-
-def micro_batch_seconds(
-    arch: Architecture, training: Training, gpu: Gpu, assume: Assumptions, tokens: float, pairs: float
-) -> float:
-    """Return the seconds of one micro-batch: arithmetic, or launching its kernels where that takes longer.
-
-    Quantised weights are unpacked before every use, which comes on top.
-    """
-    passes = 3 if training.has_checkpointing else 2
-    compute = training_flops(arch, training, tokens, pairs) / (gpu.flops * assume.utilisation)
-    read = passes * arch.weight_bytes(training.bits) / gpu.bandwidth
-    moved = passes * DEQUANTISED * arch.layer_weights if training.bits < 16 else 0
-    return max(compute, read, passes * arch.layers * assume.launch_train) + moved / (
-        gpu.bandwidth * assume.bandwidth
-    )
-
-
-def training_seconds(
-    arch: Architecture, training: Training, records: Records, gpu: Gpu, assume: Assumptions, gpus: int = 1
-) -> float:
-    """Return the seconds of a data parallel training; accumulation is divided by the GPUs to keep the batch.
-
-    With more GPUs than gradient_accumulation_steps the batch grows instead: each GPU reads one micro-batch.
-    """
-    tokens, pairs, number = records.micro_batch(training)
-    accumulation = max(1, training.accumulation // gpus)
-    updates = math.ceil(number * training.epochs / (accumulation * gpus))
-    if training.max_steps > 0:
-        updates = training.max_steps
-    gradients = FP32 * arch.lora_parameters(training.rank, training.target)
-    exchange = 2 * (gpus - 1) / gpus * gradients / assume.network  # ring all-reduce
-    return updates * (
-        accumulation * micro_batch_seconds(arch, training, gpu, assume, tokens, pairs) + exchange
-    )
-
-
-def scoring_seconds(
-    arch: Architecture, reading: Reading, gpu: Gpu, assume: Assumptions, is_batched: bool = False
-) -> float:
-    """Return the seconds to score one impression on one GPU.
-
-    The engine scores one impression after the other, so a forward pass takes at least the launch of its kernels
-    and the reading of the weights; `is_batched` leaves these bounds out, as if passes were filled with several
-    impressions.
-    """
-    generated = reading.generated * arch.forward_flops(1, reading.tokens, 1)
-    operations = arch.forward_flops(reading.tokens, reading.all_pairs, reading.scored)
-    rate = gpu.flops * assume.utilisation
-    floor = max(arch.layers * assume.launch_score, arch.weight_bytes() / gpu.bandwidth)
-    if is_batched:
-        return (operations + generated) / rate
-    return max(operations / rate, reading.passes * floor) + reading.generated * floor
-
-
-MOST = 10**9  # of any size in a config.json; the largest vocabulary has some 10**6
-
-
-def architecture_of(config: Mapping[str, Any], name: str) -> Architecture:
-    """Return the shape that a config.json describes, all of its keys given.
-
-    Raises UserError for a model type whose layers are not known here, and for a missing key.
-    """
-    kind = config.get("model_type")
-    if not isinstance(kind, str) or kind not in ("glm", "glm4", "llama", "qwen2"):
-        raise UserError(f"{name}: model_type {kind!r}: the planner knows glm, glm4, llama, qwen2")
-    try:
-        hidden, ffn, heads = (
-            config[key] for key in ("hidden_size", "intermediate_size", "num_attention_heads")
-        )
-        layers, vocabulary = config["num_hidden_layers"], config["vocab_size"]
-    except KeyError as error:
-        raise UserError(f"{name}: its config.json has no {error}") from None
-    kv_heads = config.get("num_key_value_heads") or heads
-    for number in (hidden, ffn, heads, layers, vocabulary, kv_heads, config.get("head_dim") or 1):
-        if not isinstance(number, int) or not 0 < number < MOST:
-            raise UserError(f"{name}: its config.json has {number!r} for a size, expected a whole number")
-    size = config.get("head_dim") or hidden // heads
-    q, kv = heads * size, kv_heads * size
-    linears = {"q_proj": (hidden, q), "k_proj": (hidden, kv), "v_proj": (hidden, kv), "o_proj": (q, hidden)}
-    if kind.startswith("glm"):
-        linears["gate_up_proj"] = (hidden, 2 * ffn)
-    else:
-        linears |= {"gate_proj": (hidden, ffn), "up_proj": (hidden, ffn)}
-    linears["down_proj"] = (ffn, hidden)
-    has_bias = kind == "qwen2" or bool(config.get("attention_bias", kind.startswith("glm")))
-    biases = has_bias * (q + 2 * kv) + (kind == "llama") * (
-        has_bias * hidden + bool(config.get("mlp_bias", False)) * (2 * ffn + hidden)
-    )
-    return Architecture(
-        name, vocabulary, hidden, ffn, layers, heads, kv_heads, size, linears, biases,
-        norms=4 if kind == "glm4" else 2, is_tied=bool(config.get("tie_word_embeddings", False)),
-    )  # fmt: skip
-
-
+# GLM-4-9B's shape on one H200 in a virtual machine whose processor launches kernels slowly (docs/performance.md), and
+# what others published of a model of 7.7 billion, which is faster for being smaller.
+RATES = (
+    Rate("LoRA", 962 / 5.05, "H200", "benchmarks/gpu.py, updates of 8 short records"),
+    Rate("LoRA, packed", 8192 / 3.53, "H200", "benchmarks/gpu.py, updates of 8 rows of 1,024 tokens"),
+    Rate("QLoRA", 962 / 6.43, "H200", "benchmarks/gpu.py, updates of 8 short records"),
+    Rate("scoring", 479 / 0.165, "H200", "benchmarks/gpu.py, next_click, one impression at a time"),
+    Rate("LoRA", 8192 / 2.8, "A100-80GB", "QwenLM/Qwen, README: Qwen-7B, records of 1,024 tokens"),
+    Rate("QLoRA", 8192 / 3.5, "A100-80GB", "QwenLM/Qwen, README: Qwen-7B Q-LoRA, records of 1,024 tokens"),
+)
 # The config.json of zai-org/glm-4-9b-chat-hf and zai-org/GLM-4-9B-0414, which are also transformers' defaults.
 GLM4 = {
     "vocab_size": 151552, "hidden_size": 4096, "intermediate_size": 13696, "num_hidden_layers": 40,
     "num_attention_heads": 32, "num_key_value_heads": 2, "head_dim": 128, "attention_bias": True,
     "tie_word_embeddings": False,
 }  # fmt: skip
-SMOLLM2 = {
-    "vocab_size": 49152, "hidden_size": 576, "intermediate_size": 1536, "num_hidden_layers": 30,
-    "num_attention_heads": 9, "num_key_value_heads": 3, "head_dim": 64, "tie_word_embeddings": True,
-}  # fmt: skip
-MODELS = {
-    name: architecture_of({"model_type": kind, **config}, name)
-    for name, kind, config in (
-        ("glm-4-9b-chat-hf", "glm", GLM4),
-        ("GLM-4-9B-0414", "glm4", GLM4),
-        ("SmolLM2-135M", "llama", SMOLLM2),
-    )
-}
+# Impressions of the training and the dev file, counted in the released files (data/README.md).
+MIND = {"MINDsmall": (156_965, 73_152), "MINDlarge": (2_232_748, 376_471)}
+KNOWN = {"glm-4-9b-chat-hf": ("glm", GLM4), "GLM-4-9B-0414": ("glm4", GLM4)}
 
 
-def find_architecture(name: str) -> Architecture:
-    """Return the shape of a model folder (its config.json) or of one of `MODELS`, with or without "owner/".
+@dataclass(frozen=True)
+class Shape:
+    """A causal model without weights."""
 
-    Raises UserError for neither.
+    name: str
+    model: Any  # on the meta device
+
+    @property
+    def config(self) -> Any:
+        """Its sizes."""
+        return self.model.config
+
+    @cached_property
+    def parameters(self) -> int:
+        """All parameters, each once."""
+        return sum(one.numel() for one in self.model.parameters())
+
+    @cached_property
+    def linears(self) -> dict[str, list[tuple[int, int]]]:
+        """The (inputs, outputs) of the layers' matrices, by the name that lora_target calls them by."""
+        found: dict[str, list[tuple[int, int]]] = {}
+        head = self.model.get_output_embeddings()
+        for name, module in self.model.named_modules():
+            if hasattr(module, "in_features") and module is not head:
+                sizes = module.in_features, module.out_features
+                found.setdefault(name.rpartition(".")[2], []).append(sizes)
+        return found
+
+    @cached_property
+    def layer_weights(self) -> int:
+        """Weights of all layers' matrices: what 4-bit quantisation covers."""
+        return sum(n * m for sizes in self.linears.values() for n, m in sizes)
+
+    def weight_bytes(self, bits: int = 16) -> float:
+        """Return the bytes of the weights; 4 or 8 bits cover the layers' matrices alone, the rest stays bf16."""
+        per_weight = {16: BF16, 8: 1, 4: NF4}[bits]
+        return self.layer_weights * per_weight + (self.parameters - self.layer_weights) * BF16
+
+    def adapted(self, target: str) -> list[tuple[int, int]]:
+        """Return the matrices that LLaMA-Factory's lora_target names: "all", or names with commas.
+
+        Raises UserError for a name that the model does not have.
+        """
+        names = list(self.linears) if target == "all" else [name.strip() for name in target.split(",")]
+        if unknown := [name for name in names if name not in self.linears]:
+            raise UserError(f"lora_target {unknown[0]!r}: {self.name} has {', '.join(self.linears)}")
+        return [sizes for name in names for sizes in self.linears[name]]
+
+    def lora_parameters(self, rank: int, target: str = "all") -> int:
+        """Return the trained parameters of LoRA: rank * (inputs + outputs) a matrix (Hu et al., 2106.09685)."""
+        return sum(rank * (n + m) for n, m in self.adapted(target))
+
+    def activation_bytes(self, rank: int = 0, target: str = "all") -> float:
+        """Return what autograd keeps of a token in one layer, under bf16 autocast with float32 LoRA weights.
+
+        After Korthikanti et al. (2205.05198, section 4), without their attention scores, which SDPA does not keep,
+        for a gated feed-forward part and frozen weights: float32 inputs of the norms; q, k, v, the mix and the
+        log-sum-exp of attention; gate, up and activation; and for each adapted matrix its input and rank numbers.
+        """
+        layers, heads = self.config.num_hidden_layers, self.config.num_attention_heads
+        norms = [one for one in self.model.modules() if "Norm" in type(one).__name__]
+        norm_width = sum(p.numel() for one in norms for p in one.parameters()) / layers
+        q, kv = heads * self.head_size, self.config.num_key_value_heads * self.head_size
+        attention = 2 * q + 2 * kv + 3 * self.config.intermediate_size
+        kept = FP32 * norm_width + BF16 * attention + FP32 * heads
+        adapted = self.adapted(target) if rank else ()
+        return kept + BF16 * sum(inputs + rank for inputs, _ in adapted) / layers
+
+    @property
+    def head_size(self) -> int:
+        """Width of an attention head."""
+        return (
+            getattr(self.config, "head_dim", None)
+            or self.config.hidden_size // self.config.num_attention_heads
+        )
+
+
+def shape_of(model: str) -> Shape:
+    """Return the shape of a model folder (its config.json) or of one of `KNOWN`, with or without "owner/".
+
+    Raises UserError for neither, and for a config.json that transformers makes no causal model of.
     """
-    path = Path(name) / "config.json"
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
+    path, short = Path(model) / "config.json", model.rsplit("/", 1)[-1]
     if path.is_file():
-        return architecture_of(read_json(path, "get the model again"), name)
-    known = {key.lower(): arch for key, arch in MODELS.items()}
-    if (short := name.rsplit("/", 1)[-1].lower()) not in known:
-        raise UserError(f"{name}: no such model folder, and not one of {', '.join(MODELS)}")
-    return known[short]
+        sizes = read_json(path, "get the model again")
+        kind = sizes.pop("model_type", None)
+    elif short in KNOWN:
+        kind, sizes = KNOWN[short]
+    else:
+        raise UserError(f"{model}: no such model folder, and not one of {', '.join(KNOWN)}")
+    try:
+        config = AutoConfig.for_model(kind, **sizes)
+        with torch.device("meta"):
+            return Shape(model, AutoModelForCausalLM.from_config(config))
+    except Exception as error:  # transformers raises what it likes over a wrong size
+        raise UserError(f"{model}: its config.json makes no model ({str(error).splitlines()[0]})") from None
 
 
-def training_of(settings: Mapping[str, Any]) -> Training:
-    """Return what a training YAML says, LLaMA-Factory's defaults where it is silent.
+@dataclass(frozen=True)
+class Training:
+    """What a training YAML of LLaMA-Factory says that costs memory or time, its defaults where it is silent."""
 
-    Raises UserError for a YAML that does not train LoRA.
+    batch: int = 8
+    rank: int = 8
+    target: str = "all"
+    epochs: float = 3.0
+    cutoff_len: int = 2048
+    has_checkpointing: bool = True
+    bits: int = 16
+    is_packed: bool = False
+
+    @classmethod
+    def of(cls, settings: Mapping[str, Any]) -> "Training":
+        """Return what a YAML says; UserError for one that does not train LoRA, or whose values are no sizes."""
+        if settings.get("finetuning_type", "lora") != "lora":
+            raise UserError(f"finetuning_type {settings['finetuning_type']!r}: the planner knows lora")
+        keys = {
+            "batch": "per_device_train_batch_size", "rank": "lora_rank", "epochs": "num_train_epochs",
+            "cutoff_len": "cutoff_len", "bits": "quantization_bit", "target": "lora_target",
+        }  # fmt: skip
+        given = {name: settings[key] for name, key in keys.items() if settings.get(key) is not None}
+        for name, value in given.items():
+            if not isinstance(value, str if name == "target" else int | float) or (
+                name != "target" and value <= 0
+            ):
+                raise UserError(f"{keys[name]}: {value!r}: expected a positive number, for lora_target names")
+        return cls(
+            **given,
+            has_checkpointing=not settings.get("disable_gradient_checkpointing", False),
+            is_packed=bool(settings.get("packing") or settings.get("neat_packing")),
+        )
+
+    @property
+    def method(self) -> str:
+        """The name under which its rate was measured."""
+        return ("QLoRA" if self.bits < 16 else "LoRA") + (", packed" if self.is_packed else "")
+
+
+def training_memory(shape: Shape, training: Training) -> dict[str, float]:
+    """Return the bytes on each GPU at the longest record, by part, and their "total"."""
+    tokens, layers = training.batch * training.cutoff_len, shape.config.num_hidden_layers
+    layer = shape.activation_bytes(training.rank, training.target) * tokens
+    kept = BF16 * shape.config.hidden_size * tokens * layers + layer  # layer inputs, and one layer recomputed
+    parts = {
+        "weights": shape.weight_bytes(training.bits),
+        "adapter, gradients, Adam": LORA_STATE * shape.lora_parameters(training.rank, training.target),
+        "activations": kept if training.has_checkpointing else layer * layers,
+        "logits": LOSS * shape.config.vocab_size * tokens,
+        "overhead": OVERHEAD,
+    }
+    if training.bits < 16:  # one matrix at a time is unpacked
+        parts["unpacked weights"] = BF16 * max(n * m for sizes in shape.linears.values() for n, m in sizes)
+    return parts | {"total": sum(parts.values())}
+
+
+def scoring_memory(shape: Shape, prefix: int, tokens: int = TOKENS_A_PASS) -> dict[str, float]:
+    """Return the bytes of scoring `tokens` in a pass after a prefix of so many, by part, and their "total".
+
+    As `mindlab.llm.hf.fitting_tokens` has it: keys and values of the kept tokens of earlier prefixes and of this one; in a layer what
+    its MLP or its attention to the prefix holds, whichever is more; logits in bf16 and twice as a float copy.
     """
-    if settings.get("finetuning_type", "lora") != "lora":
-        raise UserError(f"finetuning_type {settings['finetuning_type']!r}: the planner knows lora")
-    target = settings.get("lora_target", "all")
-    if not isinstance(target, str):
-        raise UserError(f"lora_target: {target!r}: expected names with commas between")
+    config = shape.config
+    q, kv = config.num_attention_heads * shape.head_size, config.num_key_value_heads * shape.head_size
+    attention = 3 * (q + 2 * kv) * BF16 + config.num_attention_heads * prefix * (2 * BF16 + FP32)
+    layer = 2 * config.hidden_size * BF16 + max(4 * config.intermediate_size * BF16, attention)
+    parts = {
+        "weights": shape.weight_bytes(),
+        "keys and values": 2 * config.num_hidden_layers * kv * BF16 * (KEPT_TOKENS + prefix),
+        "activations of a layer": layer * tokens,
+        "logits": (BF16 + 2 * FP32) * config.vocab_size * HEAD_ROWS,
+        "overhead": OVERHEAD,
+    }
+    return parts | {"total": sum(parts.values())}
 
-    def number(key: str, default: float, kind: type = int, least: float = 1) -> Any:
-        value = settings.get(key)
-        value = default if value is None else value
-        is_number = isinstance(value, kind | int) and not isinstance(value, bool)
-        if not is_number or not least <= value <= MOST:
-            what = "a whole number" if kind is int else "a number"
-            raise UserError(f"{key}: {value!r}: expected {what}, at least {least:g} and at most {MOST:,}")
-        return value
 
-    return Training(
-        batch=number("per_device_train_batch_size", 8),
-        accumulation=number("gradient_accumulation_steps", 1),
-        rank=number("lora_rank", 8),
-        target=target,
-        epochs=number("num_train_epochs", 3.0, float, 1e-6),
-        max_steps=number("max_steps", -1, least=-1),
-        cutoff_len=number("cutoff_len", 2048),
-        has_checkpointing=not settings.get("disable_gradient_checkpointing", False),
-        bits=number("quantization_bit", 16) if settings.get("quantization_bit") else 16,
-        is_packed=bool(settings.get("packing") or settings.get("neat_packing")),
-    )
+def training_tokens(
+    mind: Mind, form: str, count: Callable[[dict[str, str]], int], *, sampled: int = 400, seed: int = 42
+) -> tuple[float, float]:
+    """Return the training records of a prompt for an impression of the training file, and the mean tokens of one.
+
+    `count` gives the tokens of a record; they are counted on a seeded sample of `sampled` records.
+    """
+    prompt, rng = prompt_of(form)(), np.random.default_rng(seed)
+    task = next(task for task in TASKS.values() if task.case == prompt.case)
+    train = task.splits(mind, seed)["train"]
+    made = list(prompt.samples(train, mind.news, prompt.shown(mind.news), BuildOptions(task.name, form), rng))
+    tokens = [count(prompt.record(made[at])) for at in limit(len(made), sampled, seed)]
+    return len(made) / len(mind.splits["train"]), float(np.mean(tokens))

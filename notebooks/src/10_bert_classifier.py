@@ -31,7 +31,7 @@ from mindlab.data.mind import read_mind
 from mindlab.evaluation.metrics import evaluate, evaluate_seeds, paired_differences
 from mindlab.evaluation.predictions import case_offsets, from_scores, ranks, read_predictions, seed_files
 from mindlab.evaluation.retrieval import rerank
-from mindlab.finetune import plan_sources
+from mindlab.finetune.plan import MIND
 from mindlab.llm.embeddings import MiniLMEncoder, news_vectors
 from mindlab.recommenders import METHODS, make_recommender, pairs_among
 from mindlab.recommenders.base import UNTRAINED, keep_candidates, score_without_labels
@@ -299,13 +299,11 @@ display(cost.round(1))
 # Both are the same network on the same cores, so the tokens per second are of one size. What differs is how many must be read, and when:
 
 # %%
-small = plan_sources.MIND[0]
+n_dev = MIND["MINDsmall"][1]
 ms = table["ms_per_impression"].astype(float)
-print(f"{small.name}: {small.test_impressions:,} impressions in its dev set")
+print(f"MINDsmall: {n_dev:,} impressions in its dev set")
 for name in ("minilm", CROSS):
-    print(
-        f"{name}: {ms[name]:.3f} ms per impression, {ms[name] * small.test_impressions / 3.6e6:.1f} hours for its dev set"
-    )
+    print(f"{name}: {ms[name]:.3f} ms per impression, {ms[name] * n_dev / 3.6e6:.1f} hours for its dev set")
 assert ms[CROSS] > 100 * ms["minilm"]
 
 # %% [markdown]

@@ -28,10 +28,8 @@ from mindlab.evaluation import audit as leakage
 from mindlab.evaluation import predictions
 from mindlab.finetune import alpaca, factory
 from mindlab.finetune import plan as planning
-from mindlab.finetune.plan_sources import GPUS
 from mindlab.llm.options import template_of
-from mindlab.prompts import chat, trained_for
-from mindlab.runs import plan_report, token_counts
+from mindlab.prompts import trained_for
 from mindlab.tasks import TASKS
 from mindlab.tasks.base import USER
 from tests.handmade import make_run, random_impressions
@@ -396,23 +394,18 @@ def plan_files() -> Files:
     return {
         "model/config.json": json.dumps(config, indent=1).encode(),
         "train.yaml": config_files()["train.yaml"],
-        "records.json": json.dumps(
-            [{"instruction": "a", "input": "b c", "output": "d"}] * 5, indent=1
-        ).encode(),
     }
 
 
 def plan(folder: Path) -> None:
-    """As scripts/plan.py --dataset, with letters for tokens: a tokenizer takes ten seconds to load."""
-    arch = planning.find_architecture(str(folder / "model"))
-    training = planning.training_of(factory.load(folder / "train.yaml"))
-    records = token_counts.read_records(
-        folder / "records.json", lambda record: len(chat.record_prompt(record) + record["output"])
-    )
-    work = [plan_report.Work("records", [records], [], [])]
-    found = plan_report.make_plan(arch, training, GPUS["H100-SXM"], planning.Assumptions(), work)
-    encodable(plan_report.report(found, "letters"))
-    json.loads(json.dumps(found, allow_nan=False))
+    """As scripts/plan.py, but for the tokens: a tokenizer takes ten seconds to load."""
+    shape = planning.shape_of(str(folder / "model"))
+    training = planning.Training.of(factory.load(folder / "train.yaml"))
+    for parts in (
+        planning.training_memory(shape, training),
+        planning.scoring_memory(shape, training.cutoff_len),
+    ):
+        json.dumps(parts, allow_nan=False)
 
 
 def headline_files() -> Files:
