@@ -17,7 +17,7 @@ from mindlab.data.mind import read_mind
 from mindlab.evaluation.predictions import seed_files
 from mindlab.finetune import factory
 from mindlab.runs import rows as llm_rows
-from mindlab.runs.compare import lead_of_last
+from mindlab.runs.run import lead_of_last
 from scripts import compare
 
 

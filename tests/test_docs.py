@@ -15,8 +15,14 @@ from mindlab.runs import notebook
 from tests.conftest import ROOT
 
 DOCS = (
-    *("README.md", "README_zh.md", "data/README.md", "configs/README.md"),
-    *("docs/distributed.md", "docs/leaderboard.md", "docs/licences.md", "docs/performance.md"),
+    *("README.md", "README_zh.md", "CONTRIBUTING.md", "data/README.md", "configs/README.md"),
+    *(
+        "docs/architecture.md",
+        "docs/distributed.md",
+        "docs/leaderboard.md",
+        "docs/licences.md",
+        "docs/performance.md",
+    ),
     *("docs/planning.md", "docs/recipe.md", "docs/reliability.md", "docs/real_mind.md", "docs/intervals.md"),
     *("docs/teaching.md", "docs/troubleshooting.md"),
 )
@@ -169,7 +175,7 @@ def test_overrides_are_llamafactorys(name):
 
 def test_the_gates_can_fail():
     links = (
-        "[a](nowhere.md) [b](https://x.org) [c](#d) [e](#it-is-here) [f](README.md#tree) [g](README.md#no)"
+        "[a](nowhere.md) [b](https://x.org) [c](#d) [e](#it-is-here) [f](README.md#folders) [g](README.md#no)"
     )
     assert dead_links(f"## It is *here*\n{links}", ROOT) == ["nowhere.md", "#d", "README.md#no"]
     assert wrong_command("python scripts/no_such.py")

@@ -547,7 +547,7 @@ class TestOracle:
     @pytest.fixture
     def oracle(self, tmp_path):
         np.save(tmp_path / FILE_NAME, np.arange(9, dtype=np.float16))
-        return Oracle(tmp_path, THREE)
+        return Oracle().on(Dev(), THREE, tmp_path)
 
     def test_follows_a_choice_of_impressions(self, oracle):
         found = scores_of(fitted(oracle), THREE.take(np.array([2, 0])))
@@ -561,13 +561,13 @@ class TestOracle:
 
     def test_missing_and_misaligned_files_are_named(self, tmp_path):
         with pytest.raises(UserError, match=r"oracle_utility\.npy: no such file"):
-            Oracle(tmp_path, THREE)
+            Oracle().on(Dev(), THREE, tmp_path)
         np.save(tmp_path / FILE_NAME, np.zeros(8, np.float16))
         with pytest.raises(UserError, match="expected 9 finite utilities"):
-            Oracle(tmp_path, THREE)
+            Oracle().on(Dev(), THREE, tmp_path)
         (tmp_path / FILE_NAME).write_text("not an array")
         with pytest.raises(UserError, match="not a NumPy array"):
-            Oracle(tmp_path, THREE)
+            Oracle().on(Dev(), THREE, tmp_path)
 
 
 class TestMiniLM:

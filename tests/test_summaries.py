@@ -14,10 +14,10 @@ from mindlab import report
 from mindlab.common.errors import UserError
 from mindlab.data.mind import read_mind
 from mindlab.data.synthetic import make_sample
-from mindlab.finetune.alpaca import BuildOptions, build, is_built
+from mindlab.finetune.alpaca import BuildOptions, build, is_built, share_of_yes, texts_written
 from mindlab.llm.summaries import BLOCK, Summariser, read_summary
 from mindlab.llm.writing import HFWriter
-from mindlab.prompts import neutral_titles, share_of_yes, texts_written
+from mindlab.prompts import neutral_titles
 from mindlab.prompts.special_tokens import PATTERN
 from mindlab.recommenders import llm
 from mindlab.recommenders.base import Prepared

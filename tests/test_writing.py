@@ -9,7 +9,8 @@ from jsonschema import Draft202012Validator
 from mindlab.common.errors import UserError
 from mindlab.llm import writing
 from mindlab.llm.writing import Answer, HFWriter, count_faults, read_json, write_texts
-from mindlab.prompts import NewsTokens, object_schema
+from mindlab.prompts import NewsTokens
+from mindlab.prompts.base import object_schema
 from mindlab.prompts.chat import record_prompt
 
 TITLES = [

@@ -1,9 +1,8 @@
 """What every recommender is, and the one door through which they are asked for scores."""
 
 from collections.abc import Callable, Mapping, Set
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
-from types import MappingProxyType
 from typing import Any, Self
 
 import numpy as np
@@ -111,7 +110,9 @@ class Method:
     )
     needs_llm: bool = False
     writes: bool = False  # a language model writes for it
-    options: Mapping[str, Any] = MappingProxyType({})  # what its scores depend on beside the impressions
+    options: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # what its scores depend on beside the impressions
     part_size: int | None = None  # impressions that are scored and kept at a time; None: all at once
 
     @classmethod

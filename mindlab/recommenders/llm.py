@@ -1,7 +1,7 @@
 """A language model as a recommender: a prompt, a model, an adapter, and the engine that runs them."""
 
 from collections.abc import Callable, Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from types import MappingProxyType
 from typing import Any, Self
@@ -36,7 +36,9 @@ class LLMMethod(Method):
     """The row of a language model."""
 
     asked: Options | None = None
-    how: Mapping[str, Any] = MappingProxyType({})  # to the engine's constructor: what no score depends on
+    how: Mapping[str, Any] = field(
+        default_factory=dict
+    )  # to the engine's constructor: what no score depends on
 
     def check(self, task: Task) -> None:
         """Raise UserError for options that do not go together, or not with a task."""

@@ -1,7 +1,7 @@
 """Fill the small parts of the documents that programs write: run it after a change of the sample, a rule or a table.
 
-The tables of runs have commands of their own: scripts/dev/boards.py, python -m benchmarks.document and
-scripts/plan.py --update docs/planning.md. No test compares a document with a program.
+The tables of runs have commands of their own: scripts/dev/boards.py, python -m benchmarks.document.
+No test compares a document with a program.
 
 Examples:
   python scripts/dev/documents.py
