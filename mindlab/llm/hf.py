@@ -6,7 +6,7 @@ the system prompt and the question. The candidates go through the model as the t
 to end without padding: the "- The" of ten headlines is two tokens. A token attends to the prefix without a
 mask and to its own line in a small square; the two parts are joined by their log-sum-exp, as in Hydragen
 (Juravsky et al. 2024). Logits are computed only where a score is read, and on a CPU the matrix products run
-in oneDNN. Equal to one prompt at a time up to floating point (tests/test_hf.py).
+in oneDNN. Equal to one prompt at a time up to floating point (tests/unit/llm/test_hf.py).
 """
 
 import warnings
