@@ -16,6 +16,7 @@ from mindlab.prompts.news_tokens import NewsTokens
 from mindlab.prompts.next_click import NextClick, NextClickParts
 from mindlab.prompts.next_topic import NextTopic, NextTopicParts
 from mindlab.prompts.pointwise import Pointwise, PointwiseParts
+from mindlab.prompts.pointwise_topics import PointwiseTopics
 from mindlab.prompts.preference_summary import PreferenceSummary
 from mindlab.prompts.reader_profile import ReaderProfile
 from mindlab.prompts.recency import Recency
@@ -56,7 +57,7 @@ __all__ = [
 PROMPTS: dict[str, type[Prompt]] = {
     prompt.name: prompt
     for prompt in (
-        *(LikesDislikes, Pointwise, NextClick, NextTopic, Summary),
+        *(LikesDislikes, Pointwise, PointwiseTopics, NextClick, NextTopic, Summary),
         *(Recency, InContext, Listwise, JsonList),
     )
 }
