@@ -17,6 +17,7 @@ from mindlab.recommenders import (
     freshness,
     neural,
     oracle,
+    pagerank,
     popularity,
     tfidf,
 )
@@ -24,7 +25,7 @@ from mindlab.recommenders.base import Method, Recommender
 
 FAMILIES = (
     *(chance, popularity, freshness, category, tfidf, boosting),
-    *(embedding, augmented, neural, cross_encoder, oracle, blind),
+    *(embedding, augmented, pagerank, neural, cross_encoder, oracle, blind),
 )
 METHODS: dict[str, Method] = {method.name: method for family in FAMILIES for method in family.METHODS}
 
