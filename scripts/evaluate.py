@@ -167,7 +167,7 @@ def table(summaries: list[dict[str, Any]]) -> str:
     ranked = [
         name
         for name, metric in METRICS.items()
-        if metric.by_click and any(s.get(name) is not None for s in summaries)
+        if (metric.by_click or metric.of_lists) and any(s.get(name) is not None for s in summaries)
     ]
     if ranked:
         head = ["ranking", "cases", *(LABELS.get(name, name) for name in ranked)]

@@ -48,10 +48,10 @@ class Shares:
         rows = impressions[self.owner]
         return Shares(*(getattr(self, name)[rows] for name in ("parts", "weights", "owner", "users", "news")))
 
-    def interval(self, *, level: float = 0.95) -> Interval:
-        """Return the mean with its interval, which ends at 0 and 1."""
+    def interval(self, *, level: float = 0.95, most: float = 1.0) -> Interval:
+        """Return the mean with its interval, which ends at 0 and at what the metric is at `most`."""
         found = self._interval(level)
-        return replace(found, low=max(found.low, 0.0), high=min(found.high, 1.0))
+        return replace(found, low=max(found.low, 0.0), high=min(found.high, most))
 
     def minus(self, other: Self, *, level: float = 0.95, by_users: bool = False) -> Interval:
         """Return the difference to another method's mean over the same impressions, with its interval.

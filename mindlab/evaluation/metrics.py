@@ -12,7 +12,7 @@ import hashlib
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from typing import Any, Self
 
 import numpy as np
 import pyarrow as pa
@@ -125,6 +125,35 @@ class ClickRanks:
         return found
 
 
+@dataclass(frozen=True)
+class FirstPlaces:
+    """Which candidates stand in the first places of their impressions, ties as they are."""
+
+    above: np.ndarray  # int (n_candidates,), candidates of the same impression with a higher score
+    tied: np.ndarray  # int (n_candidates,), with the same score, itself among them
+    owner: np.ndarray  # int (n_candidates,), the impression
+    users: np.ndarray  # int (n_candidates,)
+    news: np.ndarray  # int (n_candidates,), numbers from 0
+
+    @classmethod
+    def of(cls, scores: np.ndarray, offsets: np.ndarray, users: np.ndarray, news: np.ndarray) -> Self:
+        """Return those of scores; arguments as in `ranking_shares`."""
+        owner = np.repeat(np.arange(len(offsets) - 1), np.diff(offsets))
+        order = np.lexsort((-scores, owner))
+        is_new = np.ones(len(order), bool)
+        is_new[1:] = (np.diff(scores[order]) != 0) | (np.diff(owner[order]) != 0)
+        group = np.cumsum(is_new) - 1  # of equal scores in one impression
+        above, tied = np.empty((2, len(order)), np.int64)
+        above[order] = np.flatnonzero(is_new)[group] - offsets[:-1][owner[order]]
+        tied[order] = np.bincount(group)[group] if len(group) else group
+        return cls(above, tied, owner, np.asarray(users)[owner], np.unique(news, return_inverse=True)[1])
+
+    def among(self, k: int) -> np.ndarray:
+        """Return the probability that each candidate stands in the first `k` places, over random orders of the tied."""
+        return np.clip((k - self.above) / self.tied, 0.0, 1.0)
+
+
+Listed = tuple[float, float, float]  # value and the ends of its interval, NaN for none
 ByClick = tuple[np.ndarray, np.ndarray]  # per click its value, and what one rank is worth there
 
 
@@ -141,6 +170,9 @@ class Metric:
     by_click: Callable[[ClickRanks], ByClick] | None = None
     of: str = "score"  # what is ranked: the score, or a part of it (`taken_apart`)
     chance: float | None = None  # of a random order, where that is the same for all impressions
+    of_lists: Callable[[FirstPlaces], Listed] | None = (
+        None  # of what stands in the first places, clicked or not
+    )
 
 
 def _auc(ranks: ClickRanks) -> ByClick:
@@ -200,6 +232,7 @@ RANKING_METRICS = ("auc", "mrr", "ndcg5", "ndcg10")
 PART_METRICS = tuple(name for name, metric in METRICS.items() if metric.of != "score")
 SAMPLED_METRICS = tuple(metric.name for metrics in zip(*map(at, CUTOFFS), strict=True) for metric in metrics)
 ANSWER_METRICS = ("accuracy", "precision", "recall", "f1")
+LIST_METRICS = tuple(name for name, metric in METRICS.items() if metric.of_lists)
 USUAL = (*RANKING_METRICS, *PART_METRICS)
 
 
@@ -434,6 +467,11 @@ def evaluate(frame: pa.Table, metrics: Sequence[str] = USUAL) -> Evaluation:
     summary["auc_undefined"] = int(np.isnan(values["auc"]).sum()) if "auc" in values else None
     for name in wanted:
         summary |= _with_ends(name, shares[name].interval() if shares else None)
+    lists = [name for name in metrics if METRICS[name].of_lists]
+    places = FirstPlaces.of(case[0], *case[2:]) if lists and is_ranking.any() else None
+    for name in lists:
+        ends = METRICS[name].of_lists(places) if places else (np.nan,) * 3
+        summary |= dict(zip((name, f"{name}_low", f"{name}_high"), map(_or_none, ends), strict=True))
 
     has_answers = frame["answer"].null_count < len(frame)
     names = [f"{name}{end}" for name in ANSWER_METRICS for end in ("", "_low", "_high")]
@@ -475,6 +513,9 @@ def evaluate_seeds(frames: Sequence[pa.Table], metrics: Sequence[str] = USUAL) -
     if any(other.summary["subset_sha"] != first.summary["subset_sha"] for other in others):
         raise UserError("the seeds of one method scored different impressions")
     values, shares = dict(first.values), dict(first.shares)
+    for name in (name for name in metrics if METRICS[name].of_lists and summary[name] is not None):
+        summary |= dict.fromkeys((f"{name}_low", f"{name}_high"))
+        summary[name] = float(np.mean([one.summary[name] for one in (first, *others)]))
     for name in names:
         every = np.stack([one.values[name] for one in (first, *others)])
         values[name] = every.mean(axis=0)

@@ -17,7 +17,7 @@ from mindlab.common.files import is_number
 from mindlab.common.manifest import check_same_data, read_manifest
 from mindlab.evaluation.calibration import calibration
 from mindlab.evaluation.intervals import FEW_CLUSTERS
-from mindlab.evaluation.metrics import METRICS, Evaluation, evaluate_seeds, paired_differences
+from mindlab.evaluation.metrics import LIST_METRICS, METRICS, Evaluation, evaluate_seeds, paired_differences
 from mindlab.evaluation.predictions import read_predictions, seed_files
 from mindlab.prompts import PROMPTS
 from mindlab.prompts.base import ANSWER, YES_NO
@@ -236,6 +236,11 @@ def blocks(board: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]
 
 
 def columns(board: Mapping[str, Any]) -> list[str]:
+    """Return the metrics of accuracy that at least one row has, in the order of `LABELS`."""
+    return [metric for metric in present(board) if metric not in LIST_METRICS]
+
+
+def present(board: Mapping[str, Any]) -> list[str]:
     """Return the metrics that at least one row has, in the order of `LABELS`."""
     return [metric for metric in LABELS if any(row.get(metric) is not None for row in board["rows"])]
 

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 
 from mindlab.common.files import lock, write_json, write_text
-from mindlab.evaluation.metrics import METRICS, PART_METRICS, RANKING_METRICS
+from mindlab.evaluation.metrics import LIST_METRICS, METRICS, PART_METRICS, RANKING_METRICS
 from mindlab.report.board import (
     LABELS,
     SYNTHETIC,
@@ -21,6 +21,7 @@ from mindlab.report.board import (
     describe,
     headline,
     of_difference,
+    present,
     published_groups,
     remarks,
     verdict,
@@ -89,6 +90,7 @@ def write_report(
         _table_section(board, context),
         _forest_section(board),
         _parts_section(board),
+        _lists_section(board),
         _published_section(board),
         _slices_section(board, slices),
         _calibration_section(board),
@@ -222,6 +224,28 @@ def _parts_section(board: Mapping[str, Any]) -> str:
         '<section id="parts"><h2>Appeal and person</h2><p>What a method thinks of a news article for anybody is its mean '
         "score over all impressions that show the article: AUC of that is its <b>appeal</b>, AUC of the rest is "
         "<b>personal</b>. A gain in appeal alone is liking a few headlines; a recommender's gain is personal.</p>"
+        + _html_table(head, f"<tbody>{''.join(lines)}</tbody>")
+        + "</section>\n"
+    )
+
+
+def _lists_section(board: Mapping[str, Any]) -> str:
+    """Return what stands in the first places, clicked or not."""
+    metrics = [metric for metric in present(board) if metric in LIST_METRICS]
+    if not metrics:
+        return ""
+    head = "".join(f"<th>{escape(text)}</th>" for text in ["method", *(LABELS[m] for m in metrics)])
+    lines = []
+    for row in (row for _, _, rows in blocks(board) for row in rows):
+        cells = "".join(
+            cell(score_text(row.get(m)), interval_text(row.get(f"{m}_low"), row.get(f"{m}_high")))
+            for m in metrics
+        )
+        lines.append(f'<tr><th scope="row">{escape(row["name"])}</th>{cells}</tr>')
+    return (
+        '<section id="lists"><h2>What is shown first</h2><p>Clicked or not: coverage is the share of all different '
+        "candidates that stand in the first ten places of some impression, novelty the mean of -log2(share of "
+        "impressions that show it) over the first ten places. Neither says that anybody liked it.</p>"
         + _html_table(head, f"<tbody>{''.join(lines)}</tbody>")
         + "</section>\n"
     )
