@@ -204,6 +204,28 @@ def _recall(ranks: ClickRanks, k: int) -> ByClick:
     return _mean_worth(ranks, lambda rank: np.where(rank <= k, 1.0, 0.0))
 
 
+def _coverage(places: FirstPlaces, k: int) -> Listed:
+    """Return which share of all different candidates stands in the first `k` places of some impression."""
+    never = np.zeros(places.news.max() + 1)
+    with np.errstate(divide="ignore"):
+        np.add.at(never, places.news, np.log1p(-places.among(k)))
+    return float(1 - np.exp(never).mean()), np.nan, np.nan
+
+
+def _novelty(places: FirstPlaces, k: int) -> Listed:
+    """Return the mean of -log2(share of impressions that show it) over what stands in the first `k` places.
+
+    Source: Vargas and Castells, Rank and Relevance in Novelty and Diversity Metrics (RecSys 2011), with showing for
+    clicking.
+    """
+    n = places.owner.max() + 1
+    rarity = -np.log2(np.bincount(places.news) / n)[places.news]
+    weights = places.among(k)
+    weights = weights / np.bincount(places.owner, weights=weights)[places.owner]
+    found = Shares(weights * rarity, weights, places.owner, places.users, places.news).interval(most=np.inf)
+    return found.mean, found.low, found.high
+
+
 def at(k: int) -> tuple[Metric, Metric]:
     """Return Recall@K and MRR@K (`sampled_metrics`)."""
     return (
@@ -225,6 +247,8 @@ METRICS = {
         Metric("ndcg10", "nDCG@10", partial(_ndcg, k=10)),
         *(at(k)[0] for k in CUTOFFS),
         *(at(k)[1] for k in CUTOFFS),
+        Metric("coverage10", "coverage@10", of_lists=partial(_coverage, k=10)),
+        Metric("novelty10", "novelty@10", of_lists=partial(_novelty, k=10)),
         Metric("accuracy", "accuracy"),
     )
 }

@@ -5,6 +5,7 @@ from typing import ClassVar
 import numpy as np
 
 from mindlab.data.mind import VALIDATION_DAY, Impressions, Mind
+from mindlab.evaluation.metrics import LIST_METRICS, USUAL
 from mindlab.tasks.base import SUBMISSION, SUBMITTED, VALIDATION, Task, labelled
 
 
@@ -12,6 +13,7 @@ class Dev(Task):
     """Every candidate of every impression of dev."""
 
     name: ClassVar = "dev"
+    metrics: ClassVar = (*USUAL, *LIST_METRICS)
 
     def splits(self, mind: Mind, seed: int = 0) -> dict[str, Impressions]:
         """Return `fit` (9-13 Nov), `valid` (14 Nov), `train` (both, for the refit) and `test` (dev).
