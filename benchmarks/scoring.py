@@ -85,14 +85,14 @@ class Cases:
     def _next_click(self, i: int) -> Case:
         news = self.dev.candidates(i).tolist()
         return Case(
-            self._clicks.prefix(self.dev.reader_history(i).tolist()),
+            self._clicks.prefix(self.dev.user_history(i).tolist()),
             [self._clicks.line(n) for n in news],
             news,
         )
 
     def _pointwise(self, i: int) -> Case:
         news = self.dev.candidates(i).tolist()
-        history = self._titles[self.dev.reader_history(i)[-self._form.history_length :]].tolist()
+        history = self._titles[self.dev.user_history(i)[-self._form.history_length :]].tolist()
         records = [self._form.record(PointwiseParts(history, self._titles[n], False)) for n in news]
         prompts = [self._yes_no.ids(record) for record in records]
         n = n_shared(prompts)

@@ -21,6 +21,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from mindlab.llm.predict import template_of
 from scipy.stats import spearmanr
 
 from benchmarks.common import row, write
@@ -30,7 +31,6 @@ from mindlab.common.manifest import peak_memory_mb
 from mindlab.data.mind import Impressions, read_mind
 from mindlab.llm.engine import Engine
 from mindlab.llm.hf import HFEngine
-from mindlab.llm.predict import template_of
 from mindlab.llm.score import NextClickScorer, YesNoScorer
 from mindlab.llm.vllm import HOW, SERVE_PYTHON, VllmEngine
 from mindlab.prompts import NextClick, Pointwise, PointwiseParts, neutral_titles
@@ -55,7 +55,7 @@ class Prompts:
             click = NextClick()
             scorer = NextClickScorer(None, chat, titles, click, click.history_length, CUTOFF_LEN)
             self.asks = [
-                (scorer.prefix(dev.reader_history(i).tolist()), [scorer.line(n) for n in dev.candidates(i)])
+                (scorer.prefix(dev.user_history(i).tolist()), [scorer.line(n) for n in dev.candidates(i)])
                 for i in range(len(dev))
             ]
 
@@ -77,7 +77,7 @@ class Prompts:
 def records(titles: np.ndarray, dev: Impressions, i: int) -> list[dict[str, str]]:
     """Return the pointwise records of one impression."""
     form = Pointwise()
-    history = titles[dev.reader_history(i)[-form.history_length :]].tolist()
+    history = titles[dev.user_history(i)[-form.history_length :]].tolist()
     return [form.record(PointwiseParts(history, title, False)) for title in titles[dev.candidates(i)]]
 
 

@@ -2,7 +2,7 @@
 
 A LEAK is a rule that reads no headline and beats the best constant answer on records that it was not fitted on, an
 impression that stands in the training and in the test part, or a prompt whose question is cut off. What else a
-reader of the numbers should know is a NOTE. Any Alpaca JSON will do, whatever its language and layout.
+user of the numbers should know is a NOTE. Any Alpaca JSON will do, whatever its language and layout.
 
 Examples:
   python scripts/audit.py data/processed/mind_train.json            (with mind_test.json beside it)

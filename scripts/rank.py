@@ -1,6 +1,6 @@
-"""Rank your own headlines for a reader, with a language model, base or tuned.
+"""Rank your own headlines for a user, with a language model, base or tuned.
 
-Two text files, one headline a line: what the reader clicked, oldest first, and what to rank. The score is
+Two text files, one headline a line: what the user clicked, oldest first, and what to rank. The score is
 next_click's: how much likelier the model finds the headline after this history than after none, in nats;
 only differences between headlines mean something. With --format pointwise it is log P(Yes) - log P(No).
 

@@ -87,7 +87,7 @@ class Impressions:
         """Return the int8 labels of impression i, aligned with `candidates`."""
         return self.labels[self.offsets[i] : self.offsets[i + 1]]
 
-    def reader_history(self, i: int) -> np.ndarray:
+    def user_history(self, i: int) -> np.ndarray:
         """Return the int32 news indices the reader of impression i clicked before, oldest first."""
         h = self.history[i]
         return self.history_news[self.history_offsets[h] : self.history_offsets[h + 1]]

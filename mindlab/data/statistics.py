@@ -48,7 +48,7 @@ MINDSMALL: dict[str, tuple[str, str]] = {
 def describe(mind: Mind) -> dict[str, float]:
     """Return the statistics of a MIND with labelled `train` and `dev`, by name; shares are in per cent.
 
-    History statistics count every impression, not every reader.
+    History statistics count every impression, not every user.
     """
     train, dev = mind.splits["train"], mind.splits["dev"]
     is_fit = train.times.astype("datetime64[D]") < VALIDATION_DAY

@@ -1,6 +1,6 @@
 """Write a synthetic MIND of any size: MIND's schema and statistics, our own words, a known oracle.
 
-Nobody may redistribute MIND, so everything committed here is made by this module. A reader has an
+Nobody may redistribute MIND, so everything committed here is made by this module. A user has an
 interest in every subcategory; a news has a popularity and an age. A click is drawn by utility =
 interest + popularity + freshness + Gumbel noise, so ranking by the noise-free utility is the best
 any recommender can do (the oracle). What the constants below imitate, and the source of each figure,
@@ -49,10 +49,10 @@ DEV_USERS_SEEN_IN_TRAIN = 5_943 / 50_000
 class World:
     """The constants of the generator that no MIND statistic fixes directly; they were calibrated."""
 
-    interest_category: float = 0.92  # s.d. of a reader's interest between categories
+    interest_category: float = 0.92  # s.d. of a user's interest between categories
     interest_subcategory: float = 0.66  # s.d. between the subcategories of one category
     history_focus: float = 2.6  # histories follow interest more than clicks do: past lists were personal
-    interest_shared: float = 0.5  # share of that variance that readers have in common (six tastes)
+    interest_shared: float = 0.5  # share of that variance that users have in common (six tastes)
     popularity: float = 0.48  # s.d. of a news' popularity in the utility of a click
     freshness: float = 0.48  # utility lost per day of age, up to `freshness_days`
     freshness_days: float = 4.0
@@ -62,9 +62,7 @@ class World:
     extra_clicks_base: float = 0.021  # mean clicks beyond the first: base * (candidates - 1) ** power
     extra_clicks_power: float = 0.9
     extra_clicks_shape: float = 0.8  # shape of their negative binomial
-    candidate_in_history: float = (
-        0.072  # least share of impressions that show a news the reader clicked before
-    )
+    candidate_in_history: float = 0.072  # least share of impressions that show a news the user clicked before
     repeat_rate: float = 0.008  # repeated ids per history entry
 
 
@@ -241,7 +239,7 @@ def _make_users(n: int, news: _News, world: World, rng: np.random.Generator) -> 
     categories, category = np.unique(topics.category, return_inverse=True)
 
     def taste(size: int) -> np.ndarray:
-        """Return (users, size) unit-variance tastes: some shared with other readers, some one's own."""
+        """Return (users, size) unit-variance tastes: some shared with other users, some one's own."""
         loading = rng.standard_normal((6, size)) / np.sqrt(6)
         shared = rng.standard_normal((n, 6)) @ loading
         own = rng.standard_normal((n, size))
@@ -275,7 +273,7 @@ def _make_users(n: int, news: _News, world: World, rng: np.random.Generator) -> 
     user = np.repeat(np.arange(n), lengths)
     clicked = news.birth[history] + rng.exponential(1.5, len(history))
     history = history[np.lexsort((clicked, user))]
-    # Some readers open a news twice: copy an earlier entry over a later one.
+    # Some users open a news twice: copy an earlier entry over a later one.
     place = np.arange(len(history)) - np.repeat(offsets[:-1], lengths)
     again = np.flatnonzero((rng.random(len(history)) < world.repeat_rate) & (place > 0))
     history[again] = history[again - 1 - (rng.random(len(again)) * place[again]).astype(np.int64)]
@@ -331,7 +329,7 @@ def _make_split(
 
     shown, offsets = _draw_distinct(sizes, draw)
     sizes = np.diff(offsets)
-    # Some impressions show a news that the reader has clicked before: raise what chance gives to the share.
+    # Some impressions show a news that the user has clicked before: raise what chance gives to the share.
     owner = np.repeat(np.arange(n), sizes)
     n_news = len(news.birth)
     reader = np.repeat(np.arange(len(users.ids)), np.diff(users.offsets))

@@ -3,7 +3,7 @@
 ``audit(path)`` takes Alpaca JSON (ours or anyone's, one file or a folder) or a MIND folder and returns verdicts.
 A LEAK is one of three: a rule that cannot read (`mindlab.evaluation.blind_rule`), fitted on the training part, beats the best
 constant answer on the test part by more than its interval; an impression stands in both parts; a prompt lost its
-question. Everything else that a reader of the numbers should know is a NOTE.
+question. Everything else that a user of the numbers should know is a NOTE.
 """
 
 import hashlib
@@ -317,7 +317,7 @@ def _audit_alpaca(
         answers = sorted(set(train.outputs))
         layout = Layout(train.prompts, answers if len(answers) <= MOST_ANSWERS else [])
         contents = [[_content(layout, prompt) for prompt in part.prompts] for part in (train, test)]
-        readers = [content.reader for content in contents[1]]
+        readers = [content.user for content in contents[1]]
         verdicts.append(_rule(layout, train, test, readers))
         verdicts += _sharing(train, test, contents, has_parts=test_file is not None)
         verdicts += _questions([train, test], measure, cutoff)
@@ -385,9 +385,9 @@ def _copied(test: Part) -> Verdict:
 
 @dataclass(frozen=True, slots=True)
 class Content:
-    """What a prompt shows: its longest list (of what a reader clicked, as a rule), and all its items, sorted."""
+    """What a prompt shows: its longest list (of what a user clicked, as a rule), and all its items, sorted."""
 
-    reader: bytes  # hashes: what is asked is which are the same; b"" for no list
+    user: bytes  # hashes: what is asked is which are the same; b"" for no list
     items: bytes
     n_items: int
     n_others: int  # items outside the longest list
@@ -397,10 +397,10 @@ def _content(layout: Layout, prompt: Prompt) -> Content:
     fields = layout.fields(prompt.body).values()
     items = [item for one in fields for item in one.items]
     longest = max((one.items for one in fields), key=len, default=[])
-    reader, every = (
+    user, every = (
         hashlib.sha256("\n".join(some).encode()).digest()[:16] for some in (longest, sorted(items))
     )
-    return Content(reader if longest else b"", every, len(items), len(items) - len(longest))
+    return Content(user if longest else b"", every, len(items), len(items) - len(longest))
 
 
 def _sharing(train: Part, test: Part, contents: list[list[Content]], has_parts: bool) -> list[Verdict]:
@@ -408,7 +408,7 @@ def _sharing(train: Part, test: Part, contents: list[list[Content]], has_parts: 
     found = []
     seen = {one.items for one in contents[0] if one.n_items >= LEAST_TITLES}
     again = [i for i, one in enumerate(contents[1]) if one.items in seen]
-    # One reader and one candidate may well meet twice: MIND shows a reader the same news again.
+    # One user and one candidate may well meet twice: MIND shows a user the same news again.
     shared = [i for i in again if contents[1][i].n_others > 2]
     if has_parts and (shared or len(again) > MOST_REPEATED * len(test)):
         text = "test impressions stand in the training part too (the same headlines, in any order)"
@@ -420,8 +420,8 @@ def _sharing(train: Part, test: Part, contents: list[list[Content]], has_parts: 
         if again:
             text = "test records ask what training records ask: the same reader and news, at another time"
             found.append(Verdict("NOTE", "repeated pairs", text, len(again), len(test)))
-    readers = {one.reader for one in contents[0] if one.reader}
-    again = [i for i, one in enumerate(contents[1]) if one.reader in readers]
+    readers = {one.user for one in contents[0] if one.user}
+    again = [i for i, one in enumerate(contents[1]) if one.user in readers]
     if has_parts and again:
         text = "test records show a list that training records show: the same readers, in both parts"
         found.append(Verdict("NOTE", "shared readers", text, len(again), len(test)))
@@ -570,7 +570,7 @@ def _places(rows: Impressions) -> tuple[dict[str, np.ndarray], np.ndarray]:
 
 
 def _in_history(rows: Impressions, owner: np.ndarray) -> np.ndarray:
-    """Return, for each candidate, whether the reader's history holds it."""
+    """Return, for each candidate, whether the user's history holds it."""
     width = 1 + max(rows.news.max(initial=0), rows.history_news.max(initial=0))
     of_history = np.repeat(np.arange(len(rows.history_offsets) - 1), np.diff(rows.history_offsets))
     held = np.unique(of_history * np.int64(width) + rows.history_news)
@@ -578,7 +578,7 @@ def _in_history(rows: Impressions, owner: np.ndarray) -> np.ndarray:
 
 
 def _mind_split(name: str, rows: Impressions, mind: Mind) -> list[Verdict]:
-    """Say what a reader of numbers made on a split should know."""
+    """Say what a user of numbers made on a split should know."""
     sizes = np.diff(rows.offsets)
     owner = np.repeat(np.arange(len(rows)), sizes)
     found = []
@@ -591,8 +591,8 @@ def _mind_split(name: str, rows: Impressions, mind: Mind) -> list[Verdict]:
         )
         example = f"impression {rows.ids[row]}: {_short(str(mind.news.title[rows.news[held.argmax()]]), 80)}"
         found.append(Verdict("NOTE", "candidates in the history", text, int(held.sum()), len(held), example))
-    reader = np.unique(rows.users.astype(str), return_inverse=True)[1][owner]
-    pair = reader * np.int64(len(mind.news)) + rows.news
+    user = np.unique(rows.users.astype(str), return_inverse=True)[1][owner]
+    pair = user * np.int64(len(mind.news)) + rows.news
     _, which, count = np.unique(pair, return_inverse=True, return_counts=True)
     clicks = np.bincount(which, weights=rows.labels)
     repeated = count > 1

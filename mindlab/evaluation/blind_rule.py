@@ -196,7 +196,7 @@ def fit(
     """Fit the rule on `train` and measure it on `test`; None where the answers are not a few fixed texts.
 
     The tree is the smallest within 0.002 of the best accuracy on a fifth of `train`; `clusters` are the
-    readers of `test` where known. The constant that it must beat is the most frequent answer of `test`.
+    users of `test` where known. The constant that it must beat is the most frequent answer of `test`.
     """
     if not 1 < len(set(train_answers)) <= MOST_ANSWERS or len(train) < 20 or len(test) < 20:
         return None

@@ -17,7 +17,7 @@ def log_odds_shift(share_of_yes: float, share_of_clicks: float) -> float:
 
     A model that has learnt the share of Yes among its records says that share; among the candidates of the
     impressions behind them it is another one. Take the shift from the scores, and P(Yes) is about a candidate that a
-    reader sees (prior correction; King & Zeng, Political Analysis 2001).
+    user sees (prior correction; King & Zeng, Political Analysis 2001).
 
     >>> round(log_odds_shift(0.5, 0.2), 3)
     1.386

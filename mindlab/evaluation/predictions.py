@@ -105,7 +105,7 @@ def write_predictions(path: str | Path, frame: pa.Table) -> None:
     """
     frame = check_predictions(frame, str(path))
     with atomic_path(path) as temporary:
-        # With checksums, or a reader takes what a damaged page decodes to.
+        # With checksums, or a user takes what a damaged page decodes to.
         pq.write_table(frame, temporary, compression="zstd", write_page_checksum=True)
 
 

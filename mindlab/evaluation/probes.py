@@ -1,4 +1,4 @@
-"""Probes: what moves the scores of a recommender that reads, beside the reader's taste.
+"""Probes: what moves the scores of a recommender that reads, beside the user's taste.
 
 A probe changes what is shown and nothing else, the same method scores again, and the two are compared. The biases are
 those of LLMRank (https://arxiv.org/abs/2305.08845): a list's order, popularity, and a history that is overlooked.
@@ -36,7 +36,7 @@ def shuffle_histories(impressions: Impressions, rng: np.random.Generator) -> Imp
 
 
 def swap_histories(impressions: Impressions, rng: np.random.Generator) -> Impressions:
-    """Return the impressions with another reader's history for everyone who has one: a fake history.
+    """Return the impressions with another user's history for everyone who has one: a fake history.
 
     Each history is handed on once. An empty one stays empty. Raises ValueError if fewer than two are not.
     """

@@ -1,4 +1,4 @@
-"""Slices: for which readers, and for which news, does a number hold?"""
+"""Slices: for which users, and for which news, does a number hold?"""
 
 from collections.abc import Mapping
 from typing import Any

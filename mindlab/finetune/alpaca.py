@@ -38,8 +38,8 @@ class BuildOptions:
     history_length: int | None = None  # None: the format's own
     language: str = "en"
     limit: int | None = None
-    interests: int = 1  # next_click: subcategories of a reader to one list; 0: one list a reader
-    permute_titles: bool = False  # next_click, next_topic: a control, the titles dealt out to any reader
+    interests: int = 1  # next_click: subcategories of a user to one list; 0: one list a user
+    permute_titles: bool = False  # next_click, next_topic: a control, the titles dealt out to any user
     summary: str = "recent"  # summary: who wrote the summaries (`Summary.ways`)
     model: str | None = None  # whose tokenizer counts; None: nothing is counted, nothing shortened
     template: str | None = None
@@ -76,7 +76,7 @@ def build(
     `out` is a LLaMA-Factory ``dataset_dir``: its ``dataset_info.json`` keeps the entries of others. The
     test split of `dev` and `sampled` is not written: scoring streams it from the columns, with all candidates. Returns
     the manifest, also written beside the files; the same data, options and versions give the same bytes, but for the
-    time that `write` took. `write(impressions, titles)` returns the summaries of a split's readers
+    time that `write` took. `write(impressions, titles)` returns the summaries of a split's users
     (`mindlab.llm.summaries.Summariser`); format summary asks for it unless the way is recent.
     `inputs_sha256`, the hashes of the data files, is kept there for `is_built`. `progress(parts, name, n)` is handed
     the parts of each data set, made of n impressions, as they are written. `run` is an ordered map, over this

@@ -197,7 +197,7 @@ def choices_of(hint: Any) -> list[str]:
 
 
 def describe(hint: Any) -> str:
-    """Return an annotation as a reader of a YAML would name it."""
+    """Return an annotation as a user of a YAML would name it."""
     return hint.__name__ if isinstance(hint, type) else str(hint).replace("typing.", "")
 
 

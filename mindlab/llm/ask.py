@@ -59,7 +59,7 @@ class Asking:
 
     def history(self, impressions: Impressions, i: int) -> list[str]:
         """Return the latest titles of the history of an impression."""
-        return self.shown[latest(impressions.reader_history(i), self.options.history_length)].tolist()
+        return self.shown[latest(impressions.user_history(i), self.options.history_length)].tolist()
 
 
 def make_scorer(
@@ -102,7 +102,7 @@ def _by_line(asking: Asking) -> Score:
 
     def score(impressions: Impressions) -> list[Scored]:
         users = [
-            (impressions.reader_history(i).tolist(), impressions.candidates(i).tolist())
+            (impressions.user_history(i).tolist(), impressions.candidates(i).tolist())
             for i in range(len(impressions))
         ]
         return [Scored(np.arange(len(scores)), scores) for scores in scorer.score_many(users)]

@@ -1,6 +1,6 @@
-"""What a language model writes about news and readers, as words that a classic ranker can count.
+"""What a language model writes about news and users, as words that a classic ranker can count.
 
-Each headline is asked about once for a catalogue, each reader's history once; the answers are JSON, held to a schema
+Each headline is asked about once for a catalogue, each user's history once; the answers are JSON, held to a schema
 while they are written (`mindlab.llm.writing`). What cannot be used of them is counted, and leaves an empty text.
 """
 
@@ -35,7 +35,7 @@ class Written:
 
 
 class Augmenter:
-    """A language model that is asked for the tokens of news and the profiles of readers."""
+    """A language model that is asked for the tokens of news and the profiles of users."""
 
     def __init__(
         self,
@@ -54,12 +54,12 @@ class Augmenter:
         records = [self._tokens.record(neutralise(title)) for title in news.title]
         return self._write(self._tokens, records, np.arange(len(news)), len(news), progress)
 
-    def readers(
+    def users(
         self, histories: Sequence[Sequence[int]], news: News, progress: Progress | None = None
     ) -> Written:
         """Return the interest profile of each history, an array of rows of `news`, the oldest first.
 
-        Of a reader without history nothing is asked.
+        Of a user without history nothing is asked.
         """
         asked = [row for row, history in enumerate(histories) if len(history)]
         titles = [[neutralise(news.title[k]) for k in histories[row]] for row in asked]

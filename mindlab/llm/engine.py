@@ -1,4 +1,4 @@
-"""What a scorer asks of a model, whatever runs it: log-probabilities of token ids, for one reader or many."""
+"""What a scorer asks of a model, whatever runs it: log-probabilities of token ids, for one user or many."""
 
 from collections.abc import Sequence
 from typing import Any

@@ -1,7 +1,7 @@
 """Score candidates with a Hugging Face causal language model, reading once what prompts share.
 
 All candidates of an impression continue one prefix (system, question, history). The engine reads the prefix
-once and keeps its keys and values: the next impression of that reader finds all of it, one of another reader
+once and keeps its keys and values: the next impression of that user finds all of it, one of another user
 the system prompt and the question. The candidates go through the model as the trie of their tokens, laid end
 to end without padding: the "- The" of ten headlines is two tokens. A token attends to the prefix without a
 mask and to its own line in a small square; the two parts are joined by their log-sum-exp, as in Hydragen

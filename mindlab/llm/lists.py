@@ -116,7 +116,7 @@ def ask_lists(
     asked: list[tuple[int, np.ndarray, list[str]]] = []  # impression, places of its candidates, their titles
     records = []
     for i in range(len(impressions)):
-        history = titles[impressions.reader_history(i)].tolist()
+        history = titles[impressions.user_history(i)].tolist()
         history = history[max(0, len(history) - history_length) :]
         candidates = titles[impressions.candidates(i)]
         for part in np.array_split(np.arange(len(candidates)), -(-len(candidates) // form.most)):

@@ -1,8 +1,8 @@
-"""What one format does with an engine: from a reader's history and candidates to one score each.
+"""What one format does with an engine: from a user's history and candidates to one score each.
 
 Prompts are LLaMA-Factory's own token ids (`mindlab.prompts.chat`), so the model is asked exactly what it was
 trained on. `NextClickScorer` and `NextTopicScorer` read likelihoods, `YesNoScorer` the logits of Yes and No,
-`ListwiseScorer` those of letters. Each scores one reader, or many at once for the engines that gain from it.
+`ListwiseScorer` those of letters. Each scores one user, or many at once for the engines that gain from it.
 """
 
 from collections.abc import Mapping, Sequence
@@ -59,7 +59,7 @@ def one_token_answers(chat: ChatTemplate, answers: Mapping[str, str]) -> tuple[l
 class Gain:
     """How much likelier lines are after one prefix than after `nothing`, the prefix without history.
 
-    The second term is what the model thinks of a line for any reader; it is computed once per key. In floating
+    The second term is what the model thinks of a line for any user; it is computed once per key. In floating
     point it depends on the lines computed with it: those of `expected` are computed together, before the first
     score, so that a score does not depend on which came before.
     """
@@ -106,8 +106,8 @@ class Gain:
 class NextClickScorer:
     """Score = log P(candidate's line | history) - log P(candidate's line | no history), one model.
 
-    The second term is what the model thinks of the headline for any reader; it is kept per news. With
-    `per_token` both terms are divided by the line's number of tokens. A reader without history gives
+    The second term is what the model thinks of the headline for any user; it is kept per news. With
+    `per_token` both terms are divided by the line's number of tokens. A user without history gives
     equal scores, which the metrics treat as ties.
     """
 
@@ -133,7 +133,7 @@ class NextClickScorer:
         self._question = chat.prompt_ids(self._system, self._user)
         self._head, self._n_tail = answer_frame(chat, self._system, self._user)
         self._gain = Gain(engine, self._question + self._head, per_token)
-        self.nothing = self._gain.nothing  # the ids before a line for a reader without history
+        self.nothing = self._gain.nothing  # the ids before a line for a user without history
         if len(self.nothing) >= cutoff_len:
             raise UserError(f"cutoff_len {cutoff_len} does not hold the question alone; give a larger one")
         self._lines: dict[int, list[int]] = {}
@@ -162,13 +162,13 @@ class NextClickScorer:
         return self._question + self._head
 
     def score(self, history: Sequence[int], candidates: Sequence[int]) -> np.ndarray:
-        """Return the float64 scores of `candidates` (news indices) for a reader with that history."""
+        """Return the float64 scores of `candidates` (news indices) for a user with that history."""
         return self.score_many([(history, candidates)])[0]
 
-    def score_many(self, readers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[np.ndarray]:
-        """Return `score` of each reader's (history, candidates)."""
+    def score_many(self, users: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[np.ndarray]:
+        """Return `score` of each user's (history, candidates)."""
         asks = []
-        for history, candidates in readers:
+        for history, candidates in users:
             lines = [self.line(n) for n in candidates]
             asks.append((self.prefix(history, max(map(len, lines))), candidates, lines))
         return self._gain(asks)
@@ -178,7 +178,7 @@ class NextTopicScorer:
     """Score = log P(candidate's topic | history) - log P(candidate's topic | no history), one model.
 
     The topic is the first line of the answer, its newline included. Candidates of one topic tie, and so do
-    all candidates of a reader without history.
+    all candidates of a user without history.
     """
 
     def __init__(
@@ -225,13 +225,13 @@ class NextTopicScorer:
         return question + self._head
 
     def score(self, history: Sequence[int], candidates: Sequence[int]) -> np.ndarray:
-        """Return the float64 scores of `candidates` (news indices) for a reader with that history."""
+        """Return the float64 scores of `candidates` (news indices) for a user with that history."""
         return self.score_many([(history, candidates)])[0]
 
-    def score_many(self, readers: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[np.ndarray]:
-        """Return `score` of each reader's (history, candidates)."""
+    def score_many(self, users: Sequence[tuple[Sequence[int], Sequence[int]]]) -> list[np.ndarray]:
+        """Return `score` of each user's (history, candidates)."""
         asks, places = [], []
-        for history, candidates in readers:
+        for history, candidates in users:
             topics, place = np.unique(self._topic_of[np.asarray(candidates)], return_inverse=True)
             asks.append((self.prefix(history), topics.tolist(), [self._lines[t] for t in topics]))
             places.append(place)
@@ -313,14 +313,14 @@ class ListwiseScorer:
             n += 1
 
     def score_orders(
-        self, readers: Sequence[tuple[list[str], Sequence[str], Sequence[np.ndarray]]]
+        self, users: Sequence[tuple[list[str], Sequence[str], Sequence[np.ndarray]]]
     ) -> list[np.ndarray]:
-        """Return the scores of each reader's (history titles, candidate titles, orders), float64 (n_orders, n_candidates).
+        """Return the scores of each user's (history titles, candidate titles, orders), float64 (n_orders, n_candidates).
 
         An order is a permutation of the candidates' places; the scores stand in the candidates' own order.
         """
         asks, places = [], []
-        for history, candidates, orders in readers:
+        for history, candidates, orders in users:
             lists = [
                 (k, *one) for k, order in enumerate(orders) for one in self.lists(history, candidates, order)
             ]
@@ -332,9 +332,9 @@ class ListwiseScorer:
             asks.append((prompts[0][:n], [prompt[n:] for prompt in prompts]))
             places.append([(k, part) for k, part, _ in lists])
         found = self.engine.bulk_last_logits(asks, self._letters)
-        scores = [np.empty((len(orders), len(candidates))) for _, candidates, orders in readers]
-        for of_reader, logits, lists in zip(scores, found, places, strict=True):
+        scores = [np.empty((len(orders), len(candidates))) for _, candidates, orders in users]
+        for of_user, logits, lists in zip(scores, found, places, strict=True):
             for (k, part), row in zip(lists, logits, strict=True):
                 shown = row[: len(part)]
-                of_reader[k, part] = shown - np.logaddexp.reduce(shown) + np.log(len(part))
+                of_user[k, part] = shown - np.logaddexp.reduce(shown) + np.log(len(part))
         return scores

@@ -43,7 +43,7 @@ class ServerWriter:
     """A `mindlab.llm.writing.Writer` that asks ``POST base_url/chat/completions``, a batch's records side by side.
 
     Answers are asked for at temperature 0. Whether a server then gives the same text twice is its own affair, so what
-    was written is kept by `write_texts` and not asked for again. An answer without text is "", a fault that the reader of
+    was written is kept by `write_texts` and not asked for again. An answer without text is "", a fault that the user of
     the answers counts.
     """
 

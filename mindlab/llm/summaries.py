@@ -1,4 +1,4 @@
-"""What a language model writes of a reader's taste: summaries of blocks of clicked titles, put together in two ways.
+"""What a language model writes of a user's taste: summaries of blocks of clicked titles, put together in two ways.
 
 `hierarchical` summarises every block and then the summaries; `recurrent` takes block after block, each with the summary
 so far (LLM-TRSR, https://arxiv.org/abs/2403.13325). Every round of texts is kept by `mindlab.llm.writing.write_texts`, so
@@ -32,7 +32,7 @@ COUNTS = ("answers", "usable", "seconds", "tokens_read", "tokens_written")  # of
 
 @dataclass(frozen=True)
 class Summaries:
-    """One text for each reader, "" where nothing of use was written."""
+    """One text for each user, "" where nothing of use was written."""
 
     texts: list[str]
     cost: dict[str, Any]  # the counts of `count_faults`, seconds, tokens read and written; of all rounds
@@ -84,41 +84,41 @@ def read_summary(text: str) -> Answer:
     return Answer(line[: whole[-1]] if whole else line, CUT_OFF)
 
 
-def hierarchical(readers: Sequence[list[list[str]]], ask: PreferenceSummary, pen: Callable) -> list[str]:
-    """Return a summary of the summaries of each reader's blocks of titles.
+def hierarchical(users: Sequence[list[list[str]]], ask: PreferenceSummary, pen: Callable) -> list[str]:
+    """Return a summary of the summaries of each user's blocks of titles.
 
-    As many rounds as it takes to come to one text a reader, `BLOCK` texts at most to a question; a text that is alone
+    As many rounds as it takes to come to one text a user, `BLOCK` texts at most to a question; a text that is alone
     goes on as it is.
     """
-    places = [(reader, titles) for reader, blocks in enumerate(readers) for titles in blocks]
+    places = [(user, titles) for user, blocks in enumerate(users) for titles in blocks]
     written = pen({k: ask.block(titles) for k, (_, titles) in enumerate(places)})
-    texts: list[list[str]] = [[] for _ in readers]
-    for k, (reader, _) in enumerate(places):
-        texts[reader] += [written[k]] * bool(written[k])
+    texts: list[list[str]] = [[] for _ in users]
+    for k, (user, _) in enumerate(places):
+        texts[user] += [written[k]] * bool(written[k])
     while any(len(own) > 1 for own in texts):
-        groups = [(reader, group) for reader, own in enumerate(texts) for group in batched(own, BLOCK)]
+        groups = [(user, group) for user, own in enumerate(texts) for group in batched(own, BLOCK)]
         merged = pen({k: ask.merge(group) for k, (_, group) in enumerate(groups) if len(group) > 1})
-        texts = [[] for _ in readers]
-        for k, (reader, group) in enumerate(groups):
+        texts = [[] for _ in users]
+        for k, (user, group) in enumerate(groups):
             # Where nothing came of it, what it was asked about is still true: the latest of these.
-            texts[reader].append(merged.get(k) or group[-1])
+            texts[user].append(merged.get(k) or group[-1])
     return [own[0] if own else "" for own in texts]
 
 
-def recurrent(readers: Sequence[list[list[str]]], ask: PreferenceSummary, pen: Callable) -> list[str]:
-    """Return a summary of each reader's blocks of titles, each block read with the summary of those before.
+def recurrent(users: Sequence[list[list[str]]], ask: PreferenceSummary, pen: Callable) -> list[str]:
+    """Return a summary of each user's blocks of titles, each block read with the summary of those before.
 
     Where a model writes nothing, the summary so far stays.
     """
-    texts = [""] * len(readers)
-    for r in range(max(map(len, readers), default=0)):
+    texts = [""] * len(users)
+    for r in range(max(map(len, users), default=0)):
         asked = {
-            reader: ask.update(texts[reader], blocks[r]) if texts[reader] else ask.block(blocks[r])
-            for reader, blocks in enumerate(readers)
+            user: ask.update(texts[user], blocks[r]) if texts[user] else ask.block(blocks[r])
+            for user, blocks in enumerate(users)
             if r < len(blocks)
         }
-        for reader, text in pen(asked).items():
-            texts[reader] = text or texts[reader]
+        for user, text in pen(asked).items():
+            texts[user] = text or texts[user]
     return texts
 
 
@@ -126,7 +126,7 @@ WRITTEN = {"hierarchical": hierarchical, "recurrent": recurrent}
 
 
 class Summariser:
-    """A language model that is asked for the preference summaries of readers."""
+    """A language model that is asked for the preference summaries of users."""
 
     def __init__(
         self,
@@ -148,19 +148,19 @@ class Summariser:
     def __call__(
         self, impressions: Impressions, titles: np.ndarray, progress: Progress | None = None
     ) -> Summaries:
-        """Return a summary of the history of each impression's reader; a history that comes twice is read once.
+        """Return a summary of the history of each impression's user; a history that comes twice is read once.
 
         `titles` are the neutralised ones of the whole catalogue, (n_news,). Blocks are of `BLOCK` titles, the oldest
-        first, and nothing but the history is shown. A reader without history is not asked about.
+        first, and nothing but the history is shown. A user without history is not asked about.
         """
         _, place, inverse = np.unique(impressions.history, return_index=True, return_inverse=True)
-        readers = [
-            list(batched(titles[impressions.reader_history(int(i))].tolist(), BLOCK)) for i in place.tolist()
+        users = [
+            list(batched(titles[impressions.user_history(int(i))].tolist(), BLOCK)) for i in place.tolist()
         ]
         # A writer loads its model with the first batch, and lets go of it here.
         writer = self.make_writer(self.model, self.template, max_new_tokens=self.max_new_tokens)
         pen = _Pen(writer, f"summaries-{self.way}", self.cache, progress)
-        texts = WRITTEN[self.way](readers, self._ask, pen)
+        texts = WRITTEN[self.way](users, self._ask, pen)
         return Summaries([texts[k] for k in inverse.tolist()], pen.cost)
 
 

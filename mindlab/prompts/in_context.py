@@ -5,7 +5,7 @@ from mindlab.prompts.pointwise import Pointwise, PointwiseParts
 
 
 class InContext(Pointwise):
-    """`pointwise` with the reader's own latest clicks as answered examples (few-shot), the history before them.
+    """`pointwise` with the user's own latest clicks as answered examples (few-shot), the history before them.
 
     A history holds clicks alone, so every example is a Yes: all candidates see the same examples, and only how the
     scores lie to each other counts. Of the impression that is asked about nothing is shown.

@@ -116,7 +116,7 @@ def likes_dislikes_parts(impressions: Impressions, titles: np.ndarray) -> Iterat
         shown, labels = titles[impressions.candidates(i)], impressions.candidate_labels(i)
         siblings = labels[:-1] == 1
         yield LikesDislikesParts(
-            history=titles[impressions.reader_history(i)[-LikesDislikes.history_length :]].tolist(),
+            history=titles[impressions.user_history(i)[-LikesDislikes.history_length :]].tolist(),
             likes=shown[:-1][siblings].tolist(),
             dislikes=shown[:-1][~siblings].tolist(),
             target=shown[-1],

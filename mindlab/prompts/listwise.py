@@ -8,7 +8,7 @@ from mindlab.prompts.base import LETTER, Prompt, Record, listed, question
 
 @dataclass(frozen=True)
 class ListParts:
-    """A reader's history, oldest first, and the candidates in the order in which they are shown."""
+    """A user's history, oldest first, and the candidates in the order in which they are shown."""
 
     history: list[str]
     candidates: list[str]

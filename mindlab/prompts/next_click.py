@@ -8,20 +8,20 @@ import numpy as np
 
 from mindlab.data.mind import Impressions, News
 from mindlab.prompts.base import LINE, Prompt, Record, listed
-from mindlab.prompts.users import NO_HISTORY_SHARE, clicks_of_readers, permute_titles
+from mindlab.prompts.users import NO_HISTORY_SHARE, clicks_of_users, permute_titles
 
 SHORTEST_LIST = 3  # titles in a list of one interest
 
 
 @dataclass(frozen=True)
 class NextClickParts:
-    """The titles one reader clicked, oldest first."""
+    """The titles one user clicked, oldest first."""
 
     titles: list[str]
 
 
 class NextClick(Prompt):
-    """A fixed question; the assistant's answer is the reader's clicked titles, one line each.
+    """A fixed question; the assistant's answer is the user's clicked titles, one line each.
 
     Every title is a target of plain supervised fine-tuning. A candidate is scored by how likely its
     line is as the next one after the history, minus how likely it is with no history.
@@ -90,15 +90,15 @@ def next_click_parts(
     subcategory: np.ndarray | None = None,
     interests: int = 0,
 ) -> Iterator[NextClickParts]:
-    """Yield lists of the news that one reader clicked, in history or in these impressions, oldest first.
+    """Yield lists of the news that one user clicked, in history or in these impressions, oldest first.
 
-    With `interests` 0 there is one list a reader, the latest `history_length` clicks. With N, a reader's
+    With `interests` 0 there is one list a user, the latest `history_length` clicks. With N, a user's
     clicks are parted by `subcategory` (n_news,), the most clicked first, N to a list: then a list has a
     topic, and a model can learn from a few thousand lists that the next click is like the last ones
-    (docs/recipe.md). Lists of fewer than `SHORTEST_LIST` are left out. `NO_HISTORY_SHARE` of the readers
+    (docs/recipe.md). Lists of fewer than `SHORTEST_LIST` are left out. `NO_HISTORY_SHARE` of the users
     also give one title alone, the form that has no history.
     """
-    clicked = clicks_of_readers(impressions)
+    clicked = clicks_of_users(impressions)
     # A fixed order first, so that the records depend on the seed alone and not on who came first.
     lists: list[np.ndarray] = []
     for reader in sorted(user for user, news in clicked.items() if news):

@@ -9,24 +9,24 @@ import numpy as np
 from mindlab.data.mind import Impressions, News
 from mindlab.prompts.base import TOPIC, Prompt, Record, listed
 from mindlab.prompts.special_tokens import neutralise
-from mindlab.prompts.users import NO_HISTORY_SHARE, clicks_of_readers, permute_titles
+from mindlab.prompts.users import NO_HISTORY_SHARE, clicks_of_users, permute_titles
 
 TOPICS_ASKED = 6  # clicks that the answer of a record names the topics of
 
 
 @dataclass(frozen=True)
 class NextTopicParts:
-    """The titles a reader clicked, oldest first, and the topics of the next clicks."""
+    """The titles a user clicked, oldest first, and the topics of the next clicks."""
 
     history: list[str]
     topics: list[str]
 
 
 class NextTopic(Prompt):
-    """Titles in the prompt, and as answer the topics of what the reader clicks next, one line each.
+    """Titles in the prompt, and as answer the topics of what the user clicks next, one line each.
 
     A candidate is scored by how likely its topic is as the first line, minus how likely it is with no
-    history: the model reads headlines and says what the reader cares for. Candidates of one topic tie.
+    history: the model reads headlines and says what the user cares for. Candidates of one topic tie.
     """
 
     name = "next_topic"
@@ -94,15 +94,15 @@ def next_topic_parts(
     history_length: int,
     rng: np.random.Generator,
 ) -> Iterator[NextTopicParts]:
-    """Yield `TOPICS_ASKED` successive clicks of a reader as topics, with the clicks before them as titles.
+    """Yield `TOPICS_ASKED` successive clicks of a user as topics, with the clicks before them as titles.
 
-    A reader's clicks, in history and in these impressions, are parted from the latest back; `titles` and
+    A user's clicks, in history and in these impressions, are parted from the latest back; `titles` and
     `topics` are (n_news,). `NO_HISTORY_SHARE` of the samples show no history.
     """
-    clicked = clicks_of_readers(impressions)
+    clicked = clicks_of_users(impressions)
     samples: list[tuple[list[int], list[int]]] = []
-    for reader in sorted(clicked):  # so that the records depend on the seed alone and not on who came first
-        news = clicked[reader]
+    for user in sorted(clicked):  # so that the records depend on the seed alone and not on who came first
+        news = clicked[user]
         for end in range(len(news), 1, -TOPICS_ASKED):
             begin = max(1, end - TOPICS_ASKED)
             history = news[max(0, begin - history_length) : begin]

@@ -92,7 +92,7 @@ def pointwise_parts(
     row, place = np.concatenate(rows), np.concatenate(places)
     for at in rng.permutation(len(row)):
         i = int(row[at])
-        history = impressions.reader_history(i)
+        history = impressions.user_history(i)
         yield PointwiseParts(
             history=titles[latest(history, history_length)].tolist(),
             candidate=titles[impressions.candidates(i)[place[at]]],

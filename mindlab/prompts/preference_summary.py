@@ -6,11 +6,11 @@ from mindlab.prompts.base import Prompt, Record, listed
 
 
 class PreferenceSummary(Prompt):
-    """Titles that a reader clicked; the answer is a sentence or two on what the reader likes. Three questions.
+    """Titles that a user clicked; the answer is a sentence or two on what the user likes. Three questions.
 
     `block` asks about titles alone, `merge` about several answers, `update` about an answer and the titles clicked since
     (LLM-TRSR, https://arxiv.org/abs/2403.13325). Without an example and with the question last: a small model copies an
-    example, whoever the reader is.
+    example, whoever the user is.
     """
 
     name = "preference_summary"
@@ -38,7 +38,7 @@ class PreferenceSummary(Prompt):
         return self._record("block", listed(titles))
 
     def merge(self, summaries: list[str]) -> Record:
-        """Return the record that asks about several summaries of one reader, oldest first."""
+        """Return the record that asks about several summaries of one user, oldest first."""
         return self._record("merge", listed(summaries))
 
     def update(self, summary: str, titles: list[str]) -> Record:

@@ -6,9 +6,9 @@ from mindlab.prompts.base import Prompt, Record, list_schema, listed, object_sch
 
 
 class ReaderProfile(Prompt):
-    """The titles a reader clicked; the answer is JSON: three interests and a few words about the reader.
+    """The titles a user clicked; the answer is JSON: three interests and a few words about the user.
 
-    Without an example and with the question last: a small model copies an example's interests, whoever the reader is.
+    Without an example and with the question last: a small model copies an example's interests, whoever the user is.
     """
 
     name = "reader_profile"

@@ -1,4 +1,4 @@
-"""Keep text from readers and newsrooms from being read as a model's control token.
+"""Keep text from users and newsrooms from being read as a model's control token.
 
 A tokenizer turns ``<|user|>`` into one id wherever it stands, in a news title too, and the model then reads a
 new turn. `neutralise` is the one rewrite that the record builder and the scorer share.

@@ -14,7 +14,7 @@ from mindlab.tasks.base import USER
 
 @dataclass(frozen=True)
 class SummaryParts:
-    """What a model wrote about a reader, "" for nothing; the titles clicked last, oldest first; one candidate."""
+    """What a model wrote about a user, "" for nothing; the titles clicked last, oldest first; one candidate."""
 
     summary: str
     history: list[str]
@@ -92,7 +92,7 @@ def summary_parts(
     history_length: int,
     rng: np.random.Generator,
 ) -> Iterator[SummaryParts]:
-    """Yield every candidate of every impression, shuffled, with the summary of its reader.
+    """Yield every candidate of every impression, shuffled, with the summary of its user.
 
     `texts` holds one summary an impression, "" for none. The candidates are already a choice: `sampled` has a click and
     one other.
@@ -100,7 +100,7 @@ def summary_parts(
     owner = np.repeat(np.arange(len(impressions)), np.diff(impressions.offsets))
     for at in rng.permutation(len(owner)).tolist():
         i = int(owner[at])
-        history = impressions.reader_history(i)
+        history = impressions.user_history(i)
         yield SummaryParts(
             summary=texts[i],
             history=titles[latest(history, history_length)].tolist(),

@@ -11,14 +11,14 @@ from mindlab.data.mind import Impressions
 NO_HISTORY_SHARE = 0.05  # records in the form without history, of next_click (one title alone) and next_topic
 
 
-def clicks_of_readers(impressions: Impressions) -> dict[str, list[int]]:
-    """Return the news that each reader clicked, in history and then in these impressions, oldest first."""
+def clicks_of_users(impressions: Impressions) -> dict[str, list[int]]:
+    """Return the news that each user clicked, in history and then in these impressions, oldest first."""
     order = np.lexsort((impressions.ids, impressions.times))
     clicked: dict[str, list[int]] = {}
     for i in order:
         user = impressions.users[i]
         if user not in clicked:
-            clicked[user] = impressions.reader_history(i).tolist()
+            clicked[user] = impressions.user_history(i).tolist()
         clicked[user].extend(impressions.candidates(i)[impressions.candidate_labels(i) == 1].tolist())
     return clicked
 

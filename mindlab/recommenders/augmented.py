@@ -1,4 +1,4 @@
-"""Classic rankers over what a language model wrote: words about news, and a profile of each reader."""
+"""Classic rankers over what a language model wrote: words about news, and a profile of each user."""
 
 from dataclasses import replace
 from itertools import pairwise
@@ -12,13 +12,13 @@ from mindlab.llm.augmentation import Augmenter, Written
 from mindlab.llm.embeddings import Encoder, MiniLMEncoder
 from mindlab.recommenders.base import CLICKS, Method, Recommender, used_histories
 from mindlab.recommenders.boosting import lambdarank, with_ranks
-from mindlab.recommenders.embedding import MEAN, EmbeddingCosine, reader_scores, unit
+from mindlab.recommenders.embedding import MEAN, EmbeddingCosine, history_scores, unit
 from mindlab.recommenders.past import PastLog
 from mindlab.recommenders.tfidf import TfIdf, text_cosines, word_weights
 from mindlab.tasks import limit
 from mindlab.tasks.base import IMPRESSION
 
-MOST_IMPRESSIONS = 300  # of the training split; a profile has to be written for each of their readers
+MOST_IMPRESSIONS = 300  # of the training split; a profile has to be written for each of their users
 
 
 def behind_titles(news: News, written: Written) -> list[str]:
@@ -54,11 +54,11 @@ class TokenTfIdf(Recommender):
 
 
 class TextBoosting(Recommender):
-    """LightGBM's LambdaRank on how near a candidate's text is to its reader's: no counter, no column of MIND.
+    """LightGBM's LambdaRank on how near a candidate's text is to its user's: no counter, no column of MIND.
 
     From the titles alone: the cosine of their words (TF-IDF) and of their vectors. With an augmenter also the cosine of
-    the words it wrote, alone and behind the titles, and how near the reader's profile is to these and to the title's
-    vector. A profile has to be written for each reader, so the model is fitted on `MOST_IMPRESSIONS` of the training
+    the words it wrote, alone and behind the titles, and how near the user's profile is to these and to the title's
+    vector. A profile has to be written for each user, so the model is fitted on `MOST_IMPRESSIONS` of the training
     split, the same ones with and without an augmenter.
     """
 
@@ -80,7 +80,7 @@ class TextBoosting(Recommender):
             self.saved_seconds += written.saved_seconds
             texts += [written.words, behind_titles(news, written)]
         self._texts = [(one, word_weights(one)) for one in texts]
-        # The same part for every seed: another one would be other readers to write about.
+        # The same part for every seed: another one would be other users to write about.
         some = train.take(limit(len(train), MOST_IMPRESSIONS, 0))
         x, profiles = self.features(some, news)
         if profiles:
@@ -98,14 +98,14 @@ class TextBoosting(Recommender):
         return self._model.predict(x)
 
     def features(self, rows: Impressions, news: News) -> tuple[np.ndarray, Written | None]:
-        """Return float32 (n_candidates, n_features), and the profiles of the readers if there is an augmenter."""
+        """Return float32 (n_candidates, n_features), and the profiles of the users if there is an augmenter."""
         columns = [text_cosines(rows, *one) for one in self._texts]
         columns.append(self._vectors.score(rows, news))
         if self.augmenter is None:
             return with_ranks(columns, rows), None
         row, clicked, offsets = used_histories(rows)
         histories = [clicked[a:b].tolist() for a, b in pairwise(offsets)]
-        profiles = self.augmenter.readers(histories, news)
+        profiles = self.augmenter.users(histories, news)
         # A profile stands in for the history: one more text, behind those of the catalogue, clicked once.
         n = len(histories)
         profiled = replace(
@@ -116,7 +116,7 @@ class TextBoosting(Recommender):
         )
         texts, vectorizer = self._texts[-1]
         columns.append(text_cosines(profiled, [*texts, *profiles.words], vectorizer))
-        columns.append(reader_scores(profiled, self._with_vectors(profiles.words), [MEAN])[0])
+        columns.append(history_scores(profiled, self._with_vectors(profiles.words), [MEAN])[0])
         return with_ranks(columns, rows), profiles
 
     def _with_vectors(self, profiles: list[str]) -> np.ndarray:

@@ -247,7 +247,7 @@ def used_histories(test: Impressions) -> tuple[np.ndarray, np.ndarray, np.ndarra
 
 
 def history_share(test: Impressions, topic: np.ndarray) -> np.ndarray:
-    """Return, for each candidate, the share of its reader's history that has its `topic` (n_news,).
+    """Return, for each candidate, the share of its user's history that has its `topic` (n_news,).
 
     A news that stands in the history twice counts twice. An empty history has the share 0 of everything.
     """
@@ -257,9 +257,9 @@ def history_share(test: Impressions, topic: np.ndarray) -> np.ndarray:
     owner = np.repeat(np.arange(len(sizes)), sizes)
     # Only the cells that occur: MIND has 285 subcategories and 711,222 histories.
     cells, counts = np.unique(owner * len(names) + code[history], return_counts=True)
-    readers = np.repeat(row, np.diff(test.offsets))
+    users = np.repeat(row, np.diff(test.offsets))
     if not len(cells):
-        return np.zeros(len(readers))
-    wanted = readers * len(names) + code[test.news]
+        return np.zeros(len(users))
+    wanted = users * len(names) + code[test.news]
     at = np.minimum(np.searchsorted(cells, wanted), len(cells) - 1)
-    return np.where(cells[at] == wanted, counts[at], 0) / np.maximum(sizes[readers], 1)
+    return np.where(cells[at] == wanted, counts[at], 0) / np.maximum(sizes[users], 1)

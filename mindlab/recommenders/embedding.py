@@ -1,4 +1,4 @@
-"""Rankers over news vectors: cosine with a reader's vector, and classic models that learn from such vectors."""
+"""Rankers over news vectors: cosine with a user's vector, and classic models that learn from such vectors."""
 
 from collections.abc import Iterable, Iterator, Sequence
 from functools import partial
@@ -26,7 +26,7 @@ CACHE = Path("runs/embeddings")
 CHUNK = 200_000  # candidates
 
 
-class Reader(NamedTuple):
+class Reading(NamedTuple):
     """How a history becomes one vector, or one score.
 
     - mean: the mean of the clicked news' vectors;
@@ -41,9 +41,13 @@ class Reader(NamedTuple):
     strength: float = 0.0
 
 
-MEAN = Reader()
-READERS = (MEAN, *(Reader("recent", k) for k in (4.0, 16.0)), *(Reader("attention", k) for k in (5.0, 15.0)))
-LME = Reader("lme", 10.0)  # not one of READERS, which other rows choose among and take as features
+MEAN = Reading()
+READINGS = (
+    MEAN,
+    *(Reading("recent", k) for k in (4.0, 16.0)),
+    *(Reading("attention", k) for k in (5.0, 15.0)),
+)
+LME = Reading("lme", 10.0)  # not one of READINGS, which other rows choose among and take as features
 CENTRED = (False, True)
 PAIRWISE = (
     "attention",
@@ -62,26 +66,26 @@ def unit(vectors: np.ndarray) -> np.ndarray:
     return np.divide(vectors, norms, out=np.zeros_like(vectors), where=norms > 0)
 
 
-def reader_scores(test: Impressions, vectors: np.ndarray, readers: Sequence[Reader]) -> np.ndarray:
-    """Return the score of every candidate for each way to read a history, float64 (len(readers), n_candidates).
+def history_scores(test: Impressions, vectors: np.ndarray, readings: Sequence[Reading]) -> np.ndarray:
+    """Return the score of every candidate for each way to read a history, float64 (len(users), n_candidates).
 
-    `vectors` are unit rows (n_news, width). `mean` and `recent` give the cosine of candidate and reader, `attention`
+    `vectors` are unit rows (n_news, width). `mean` and `recent` give the cosine of candidate and user, `attention`
     the weighted mean of the cosines with the history, `lme` up to `strength`. An empty history scores 0.
     """
-    scores = np.zeros((len(readers), len(test.news)))
+    scores = np.zeros((len(readings), len(test.news)))
     latest, clicked, profiles = -1, vectors[:0], None
-    for row in np.argsort(test.history, kind="stable"):  # readers return: theirs is put together once
+    for row in np.argsort(test.history, kind="stable"):  # users return: theirs is put together once
         if test.history[row] != latest:
             latest = test.history[row]
             clicked = vectors[test.history_news[slice(*test.history_offsets[latest : latest + 2])]]
-            profiles = _profiles(clicked, readers)
+            profiles = _profiles(clicked, readings)
         if not len(clicked):
             continue
         here = slice(*test.offsets[row : row + 2])
         candidates = vectors[test.news[here]]
         scores[:, here] = profiles @ candidates.T
-        near = candidates @ clicked.T if any(one.kind in PAIRWISE for one in readers) else None
-        for k, one in enumerate(readers):
+        near = candidates @ clicked.T if any(one.kind in PAIRWISE for one in readings) else None
+        for k, one in enumerate(readings):
             if one.kind in PAIRWISE:
                 most = near.max(1, keepdims=True)  # taken away first, so that no exponential overflows
                 weights = np.exp(one.strength * (near - most))
@@ -92,29 +96,29 @@ def reader_scores(test: Impressions, vectors: np.ndarray, readers: Sequence[Read
     return scores
 
 
-def reader_vectors(test: Impressions, vectors: np.ndarray, reader: Reader = MEAN) -> np.ndarray:
+def history_vectors(test: Impressions, vectors: np.ndarray, reading: Reading = MEAN) -> np.ndarray:
     """Return the unit vector of each distinct history of `test`, float32 (n_histories, width); not for `PAIRWISE`."""
     bounds = zip(test.history_offsets[:-1], test.history_offsets[1:], strict=True)
-    return np.concatenate([_profiles(vectors[test.history_news[a:b]], [reader]) for a, b in bounds])
+    return np.concatenate([_profiles(vectors[test.history_news[a:b]], [reading]) for a, b in bounds])
 
 
-def _profiles(clicked: np.ndarray, readers: Sequence[Reader]) -> np.ndarray:
-    """Return one unit vector a reader, of zeros for `PAIRWISE`, which have none."""
-    weights = np.array([_weights(one, len(clicked)) for one in readers], np.float32)
+def _profiles(clicked: np.ndarray, readings: Sequence[Reading]) -> np.ndarray:
+    """Return one unit vector a user, of zeros for `PAIRWISE`, which have none."""
+    weights = np.array([_weights(one, len(clicked)) for one in readings], np.float32)
     return unit(weights @ clicked)
 
 
-def _weights(reader: Reader, n: int) -> np.ndarray:
+def _weights(reading: Reading, n: int) -> np.ndarray:
     """Return what each of n clicks counts, the oldest first."""
-    if reader.kind in PAIRWISE:
+    if reading.kind in PAIRWISE:
         return np.zeros(n)
-    return 0.5 ** (np.arange(n)[::-1] / reader.strength) if reader.kind == "recent" else np.ones(n)
+    return 0.5 ** (np.arange(n)[::-1] / reading.strength) if reading.kind == "recent" else np.ones(n)
 
 
 class EmbeddingCosine(Recommender):
     """Score = how near the candidate's vector is to the history's.
 
-    Nothing is trained. Where there is a choice (of layers and poolings, of readers, of centring) it is made by the AUC of
+    Nothing is trained. Where there is a choice (of layers and poolings, of users, of centring) it is made by the AUC of
     the validation day. Centring takes the mean vector of the news known in training away: what all titles have in
     common tells no two of them apart (Mu and Viswanath, All-but-the-Top, ICLR 2018).
     """
@@ -123,12 +127,12 @@ class EmbeddingCosine(Recommender):
         self,
         encoder: Encoder,
         name: str | None = None,
-        readers: Sequence[Reader] = (MEAN,),
+        readings: Sequence[Reading] = (MEAN,),
         centred: Sequence[bool] = (False,),
         cache: Path | None = None,
     ):
         self.encoder, self.name = encoder, name or encoder.name
-        self.readers, self.centred, self.cache = tuple(readers), tuple(centred), cache
+        self.readings, self.centred, self.cache = tuple(readings), tuple(centred), cache
         self.saved_seconds = 0.0  # that reading vectors from the cache saved
 
     def fit(
@@ -143,29 +147,29 @@ class EmbeddingCosine(Recommender):
         self.tried: list[dict[str, Any]] = []
         views = list(product(range(len(self.encoder.views)), self.centred))
         best = 0
-        if valid is not None and len(valid) and len(views) * len(self.readers) > 1:
+        if valid is not None and len(valid) and len(views) * len(self.readings) > 1:
             unlabelled = valid.without_labels()
             for view in views:
                 vectors = _view(found.values, known, *view)
-                by_reader = reader_scores(unlabelled, vectors, self.readers)
-                for reader, scores in zip(self.readers, by_reader, strict=True):
-                    self.tried.append(self._about(view, reader) | {"auc": mean_auc(scores, valid)})
+                by_reading = history_scores(unlabelled, vectors, self.readings)
+                for reading, scores in zip(self.readings, by_reading, strict=True):
+                    self.tried.append(self._about(view, reading) | {"auc": mean_auc(scores, valid)})
             best = int(np.argmax([one["auc"] for one in self.tried]))
-        view, self.reader = views[best // len(self.readers)], self.readers[best % len(self.readers)]
+        view, self.reading = views[best // len(self.readings)], self.readings[best % len(self.readings)]
         self.vectors = _view(found.values, known, *view)
-        self.chosen = self._about(view, self.reader)
+        self.chosen = self._about(view, self.reading)
         return self
 
     def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
-        """Return the scores of the chosen vectors and reader."""
-        return reader_scores(test, self.vectors, [self.reader])[0]
+        """Return the scores of the chosen vectors and user."""
+        return history_scores(test, self.vectors, [self.reading])[0]
 
-    def _about(self, view: tuple[int, bool], reader: Reader) -> dict[str, Any]:
+    def _about(self, view: tuple[int, bool], reading: Reading) -> dict[str, Any]:
         return {
             **self.encoder.views[view[0]],
             "centred": view[1],
-            "reader": reader.kind,
-            "strength": reader.strength,
+            "reading": reading.kind,
+            "strength": reading.strength,
         }
 
 
@@ -176,13 +180,15 @@ def _view(values: np.ndarray, known: np.ndarray, view: int, is_centred: bool) ->
 
 
 class EmbeddingFeatures:
-    """How near a candidate is to its reader, by encoder and way to read: what classic models are given.
+    """How near a candidate is to its user, by encoder and way to read: what classic models are given.
 
-    Each encoder's view is chosen on the validation day (`EmbeddingCosine`); the scores of all `READERS` are features.
+    Each encoder's view is chosen on the validation day (`EmbeddingCosine`); the scores of all `READINGS` are features.
     """
 
     def __init__(self, encoders: Sequence[Encoder], cache: Path | None = None):
-        self.parts = [EmbeddingCosine(one, readers=READERS, centred=CENTRED, cache=cache) for one in encoders]
+        self.parts = [
+            EmbeddingCosine(one, readings=READINGS, centred=CENTRED, cache=cache) for one in encoders
+        ]
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator
@@ -194,12 +200,12 @@ class EmbeddingFeatures:
         return self
 
     def of(self, rows: Impressions) -> np.ndarray:
-        """Return float64 (n_candidates, len(encoders) * len(READERS))."""
-        return np.concatenate([reader_scores(rows, part.vectors, READERS) for part in self.parts]).T
+        """Return float64 (n_candidates, len(encoders) * len(READINGS))."""
+        return np.concatenate([history_scores(rows, part.vectors, READINGS) for part in self.parts]).T
 
 
 class EmbeddingLogistic(Recommender):
-    """Logistic regression on `EmbeddingFeatures` and on the products, dimension by dimension, of reader and candidate.
+    """Logistic regression on `EmbeddingFeatures` and on the products, dimension by dimension, of user and candidate.
 
     A cosine is the sum of these products (of the first encoder); here each has a weight of its own. Trained on every
     click and K non-clicks a click of its impression. The penalty is chosen on `valid` by a model of the days before.
@@ -251,10 +257,10 @@ class EmbeddingLogistic(Recommender):
     def _inputs(self, rows: Impressions, parts: Iterable[np.ndarray]) -> Iterator[np.ndarray]:
         """Yield float32 (n, n_features) for each part, an array of candidates' places in ``rows.news``."""
         vectors = self._features.parts[0].vectors
-        near, readers = self._features.of(rows), reader_vectors(rows, vectors)
+        near, readings = self._features.of(rows), history_vectors(rows, vectors)
         owner = np.repeat(rows.history, np.diff(rows.offsets))
         for part in parts:
-            products = readers[owner[part]] * vectors[rows.news[part]]
+            products = readings[owner[part]] * vectors[rows.news[part]]
             yield np.column_stack([near[part], products]).astype(np.float32)
 
 
@@ -274,7 +280,7 @@ EMBEDDED = f"smollm2{HIDDEN}"
 def hidden_states(model: str | Path, name: str | None = None) -> EmbeddingCosine:
     """Return the recommender by a causal language model's hidden states, all choices left to the validation day."""
     encoder = HiddenStates(model)
-    return EmbeddingCosine(encoder, name or encoder.name + HIDDEN, READERS, CENTRED)
+    return EmbeddingCosine(encoder, name or encoder.name + HIDDEN, READINGS, CENTRED)
 
 
 def of_model(model: str | Path, name: str | None = None) -> Method:
@@ -293,7 +299,7 @@ METHODS = (
     Method("minilm-lme", lambda: EmbeddingCosine(MiniLMEncoder(), "minilm-lme", (LME,)), against=("minilm",)),
     Method(
         "minilm-readers",
-        lambda: EmbeddingCosine(MiniLMEncoder(), "minilm-readers", READERS, CENTRED),
+        lambda: EmbeddingCosine(MiniLMEncoder(), "minilm-readers", READINGS, CENTRED),
         against=("minilm",),
     ),
     of_model(f"models/{embedded_model.NAME}", EMBEDDED),

@@ -15,7 +15,7 @@ FILE_NAME = "oracle_utility.npy"
 
 
 class Oracle(Recommender):
-    """Score = the true utility of the candidate for this reader at this moment.
+    """Score = the true utility of the candidate for this user at this moment.
 
     Only synthetic data has one: a flat float16 array beside the split's behaviors.tsv, aligned with its
     candidates in the file's order.

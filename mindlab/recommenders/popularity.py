@@ -33,7 +33,7 @@ class StaticPopularity(Recommender):
 
 
 class HistoryPopularity(StaticPopularity):
-    """Score = how often the news stands in the training readers' histories or is their target: for `sampled`."""
+    """Score = how often the news stands in the training users' histories or is their target: for `sampled`."""
 
     def fit(
         self, train: Impressions, news: News, valid: Impressions | None, rng: np.random.Generator

@@ -1,4 +1,4 @@
-"""TF-IDF: do the words of the title occur in the titles that the reader clicked?"""
+"""TF-IDF: do the words of the title occur in the titles that the user clicked?"""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -49,7 +49,7 @@ def word_weights(texts: Sequence[str]) -> Any:
 
 
 def text_cosines(test: Impressions, texts: Sequence[str], vectorizer: Any) -> np.ndarray:
-    """Return the cosine of each candidate's text and its reader's mean text, float64; 0 where either has no known word.
+    """Return the cosine of each candidate's text and its user's mean text, float64; 0 where either has no known word.
 
     `texts` has one text for each row that `test` names. Sparse texts meet one dense block of history profiles at a time.
     """

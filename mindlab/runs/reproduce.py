@@ -169,7 +169,7 @@ def compare_predictions(run: str, file: str, then: pa.Table, now: pa.Table) -> F
     """Return how two predictions tables differ; they are the same if all metrics are within `METRIC_TOLERANCE`."""
     if then.equals(now):
         return Finding(run, file, True, f"the same {len(then):,} rows")
-    # The table of an older version may have had no readers.
+    # The table of an older version may have had no users.
     columns = [*KEY, "impression_id", "news_id", "label"]
     if len(then) != len(now) or not then.select(columns).equals(now.select(columns)):
         return Finding(

@@ -59,7 +59,7 @@ SAMPLED_PAIRS = [
     ),
 ]
 # Whose summaries are written to train on, of protocol `sampled`: what two cores write in minutes.
-MOST_READERS = 30
+MOST_USERS = 30
 
 
 def say(line: str) -> None:
@@ -207,18 +207,18 @@ def make_summary_row(
     out: Path,
     *,
     seed: int = 42,
-    most_readers: int = MOST_READERS,
+    most_users: int = MOST_USERS,
     overrides: Mapping[str, Any] = MappingProxyType({}),
 ) -> Path:
     """Score the row of that name (one of `SAMPLED_NAMES`) as `make_row` does, under protocol `sampled`.
 
-    A tuned row is trained on a seeded choice of at most `most_readers` of the training readers: a summary has to be
-    written of each. The rows of all ways have the same readers.
+    A tuned row is trained on a seeded choice of at most `most_readers` of the training users: a summary has to be
+    written of each. The rows of all ways have the same users.
     """
     summary, kind = SAMPLED_NAMES[name]
     adapter = None
     if kind == "lora":
-        how = {"protocol": "sampled", "summary": summary, "limit": most_readers}
+        how = {"protocol": "sampled", "summary": summary, "limit": most_users}
         adapter = tune("summary", data, out / "training" / name, overrides, **how)
     return score(data, "summary", adapter, limit, out / name, seed=seed, protocol="sampled", summary=summary)
 

@@ -43,7 +43,7 @@ class Sampled(Task):
             users, first = np.unique(part.users.astype(str), return_index=True)
             for user, row in zip(users.tolist(), first.tolist(), strict=True):
                 readers.append(user)
-                histories.append(part.reader_history(row))
+                histories.append(part.user_history(row))
         distinct = np.unique(np.array(readers, dtype=object).astype(str), return_index=True)[1]
         chosen = [
             i for i in distinct.tolist() if (histories[i] != histories[i][-1:]).sum() >= INTERACTIONS[0]
@@ -79,10 +79,10 @@ def _cases(
     start: np.datetime64,
     rng: np.random.Generator,
 ) -> Impressions:
-    """Return one impression a reader: the last news of the history among `negatives` others."""
+    """Return one impression a user: the last news of the history among `negatives` others."""
     shown, labels = [], []
     for history in histories:
-        # Draw a few more than needed: some may be the reader's own, or come twice.
+        # Draw a few more than needed: some may be the user's own, or come twice.
         drawn = rng.choice(
             len(mind.news), size=min(len(mind.news), negatives + len(history) + 5), replace=False
         )

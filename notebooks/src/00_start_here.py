@@ -47,20 +47,20 @@ setup(data, seed)
 #
 # News is the hard case that this course is about. An article is new, has no clicks yet when it matters
 # most, and is dead after two days; so a method must read it. That is where a language model comes in. One
-# sample: a reader's last clicks, and what they were shown next.
+# sample: a user's last clicks, and what they were shown next.
 
 # %%
 mind = read_mind(data)
 dev, news = mind.splits["dev"], mind.news
 sizes, pasts = np.diff(dev.offsets), np.diff(dev.history_offsets)[dev.history]
 row = int(np.flatnonzero((sizes >= 5) & (sizes <= 8) & (pasts >= 5))[0])
-print("clicked before, oldest first:", *news.title[dev.reader_history(row)[-5:]], sep="\n  ")
+print("clicked before, oldest first:", *news.title[dev.user_history(row)[-5:]], sep="\n  ")
 candidates = dev.candidates(row)
 shown = pd.DataFrame({"category": news.category[candidates], "title": news.title[candidates]})
 display(shown)
 
 # %% [markdown]
-# Write down the order in which you would show them. Then look: which ones did the reader click?
+# Write down the order in which you would show them. Then look: which ones did the user click?
 
 # %%
 display(shown.assign(clicked=dev.candidate_labels(row)))
@@ -74,11 +74,11 @@ assert dev.candidate_labels(row).sum() >= 1
 # - **Embeddings, then a recommender.** The model turns each headline into a vector, once. A classic
 #   recommender does the rest: users are means of vectors, candidates are ranked by similarity, or the
 #   vectors become features. Cheap when people are waiting, since the model has read everything before.
-# - **Tokens, then a recommender.** The model writes something about news or readers: topics, keywords, an
+# - **Tokens, then a recommender.** The model writes something about news or users: topics, keywords, an
 #   interest profile. A classic recommender takes that text as features. It can be read and corrected.
 # - **The language model is the recommender.** History and candidates go into a prompt, and the model
 #   answers: by a word, by a list, by probabilities. It can be prompted as it is, or **fine-tuned** on clicks,
-#   which is what [03](03_finetune_with_llamafactory.ipynb) does. It costs the most for each reader.
+#   which is what [03](03_finetune_with_llamafactory.ipynb) does. It costs the most for each user.
 #
 # None of the three is the best by its kind. That is measured, and the measuring is most of this course.
 #
@@ -196,10 +196,10 @@ print("the same text:", chat.tokenizer.decode(ids, skip_special_tokens=True) == 
 
 # %% [markdown]
 # **3 Build.** The simplest recommender: rank the candidates of section 1 by how often their category occurs in
-# the reader's history. Assert that your order has all candidates, each once.
+# the user's history. Assert that your order has all candidates, each once.
 
 # %% tags=["solution"]
-counts = pd.Series(news.category[dev.reader_history(row)]).value_counts()
+counts = pd.Series(news.category[dev.user_history(row)]).value_counts()
 ranked = shown.assign(score=shown["category"].map(counts).fillna(0)).sort_values("score", ascending=False)
 display(ranked)
 assert sorted(ranked.index) == list(range(len(shown)))

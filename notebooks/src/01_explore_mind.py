@@ -36,8 +36,8 @@ plt.rcParams.update({"figure.figsize": (7, 2.6), "figure.dpi": 80, "figure.const
 # %% [markdown]
 # ## 1 Which files are there?
 #
-# Microsoft logged visits to its news page for six weeks in autumn, took out who the readers were, and
-# published this as MIND: **MINDsmall** with fifty thousand readers in training, **MINDlarge** with all.
+# Microsoft logged visits to its news page for six weeks in autumn, took out who the users were, and
+# published this as MIND: **MINDsmall** with fifty thousand users in training, **MINDlarge** with all.
 # Both come as a folder for `train` and one for `dev`; large also has `test`, without the answers. In each
 # folder there are four files:
 #
@@ -77,8 +77,8 @@ raw_behaviors = pd.read_csv(Path(data) / "train/behaviors.tsv", names=BEHAVIORS_
 display(raw_behaviors.iloc[0].to_frame("an impression"))
 
 # %% [markdown]
-# There is no text of the article, no time when it was published, and nothing about the reader but clicks.
-# What a method may know of a reader is the history, and titles. `read_mind` reads it all into columns, with
+# There is no text of the article, no time when it was published, and nothing about the user but clicks.
+# What a method may know of a user is the history, and titles. `read_mind` reads it all into columns, with
 # every news as a number.
 
 # %%
@@ -90,7 +90,7 @@ assert len(train) == len(raw_behaviors)
 # %% [markdown]
 # ## 2 Who reads?
 #
-# How much is known of a reader? Some have clicked hundreds of times, most a few, some never.
+# How much is known of a user? Some have clicked hundreds of times, most a few, some never.
 
 # %%
 lengths = np.diff(train.history_offsets)[train.history]
@@ -101,7 +101,7 @@ print(f"median {np.median(lengths):.0f}, longest {lengths.max()}, empty {(length
 
 # %% [markdown]
 # A trap: the history is **frozen**. It holds the clicks of the four weeks before, the same in every line of a
-# reader, and what they click on Monday is not in their history on Tuesday.
+# user, and what they click on Monday is not in their history on Tuesday.
 
 # %%
 readers = pd.DataFrame({"user": train.users, "history": train.history})
@@ -110,7 +110,7 @@ histories = readers.groupby("user")["history"].nunique()
 print("readers with more than one history:", (histories > 1).sum())
 
 # %% [markdown]
-# And a second one: readers of `train` are mostly not those of `dev`. What is learnt about a reader by name
+# And a second one: users of `train` are mostly not those of `dev`. What is learnt about a user by name
 # is of no use on the last day; it has to be read from the history.
 
 # %%
@@ -151,13 +151,13 @@ shares.tail(10)[::-1].plot.bar(width=0.8, rot=40, xlabel="", ylabel="share")
 plt.show()
 
 # %% [markdown]
-# For all readers together hardly. For one reader it does: how often is a click in the category that this
-# reader's history has most of, and how often is that so for a candidate that was not clicked?
+# For all users together hardly. For one user it does: how often is a click in the category that this
+# user's history has most of, and how often is that so for a candidate that was not clicked?
 
 # %%
 favourite = np.array(
     [
-        pd.Series(news.category[train.reader_history(i)]).mode().get(0, "") if lengths[i] else ""
+        pd.Series(news.category[train.user_history(i)]).mode().get(0, "") if lengths[i] else ""
         for i in range(len(train))
     ]
 )
@@ -228,7 +228,7 @@ compared["here"] = pd.Series(found).round(2)
 display(compared.dropna())
 
 # %% [markdown]
-# It is smaller, and it is like MIND in what trips up a method: rare clicks, frozen histories, new readers,
+# It is smaller, and it is like MIND in what trips up a method: rare clicks, frozen histories, new users,
 # unseen news. It is **not** MIND in what people want: interests come from a generator that can be read
 # ([data/README.md](../data/README.md)). A table made on it ranks methods on this generator.
 
@@ -250,11 +250,11 @@ print(f"{first:.1%} of the clicks are in the first half")
 assert abs(first - (position < 0.5).mean()) < 0.05
 
 # %% [markdown]
-# **2 Change.** How many candidates are already in the reader's history, and are they clicked more often or
+# **2 Change.** How many candidates are already in the user's history, and are they clicked more often or
 # less than others?
 
 # %% tags=["solution"]
-repeated = np.concatenate([np.isin(train.candidates(i), train.reader_history(i)) for i in range(len(train))])
+repeated = np.concatenate([np.isin(train.candidates(i), train.user_history(i)) for i in range(len(train))])
 rates = {"in the history": train.labels[repeated].mean(), "not": train.labels[~repeated].mean()}
 print(repeated.sum(), "of", len(repeated), {name: f"{rate:.1%}" for name, rate in rates.items()})
 assert 0 < repeated.mean() < 0.05

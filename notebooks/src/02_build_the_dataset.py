@@ -44,8 +44,8 @@ setup(data, seed)
 # %% [markdown]
 # ## 1 What is one impression?
 #
-# An **impression** is one visit: a reader with a **history** of earlier clicks sees a list of
-# **candidates** and **clicks** at least one. `read_mind` is the only reader of MIND files in this
+# An **impression** is one visit: a user with a **history** of earlier clicks sees a list of
+# **candidates** and **clicks** at least one. `read_mind` is the only user of MIND files in this
 # project.
 
 # %%
@@ -61,7 +61,7 @@ sizes = np.diff(train.offsets)
 history_sizes = np.diff(train.history_offsets)[train.history]
 row = int(np.flatnonzero((sizes >= 5) & (sizes <= 8) & (history_sizes >= 4))[0])
 print("reader", train.users[row], "at", train.times[row])
-print("history, oldest first:", *news.title[train.reader_history(row)[-4:]], sep="\n  ")
+print("history, oldest first:", *news.title[train.user_history(row)[-4:]], sep="\n  ")
 candidates, labels = train.candidates(row), train.candidate_labels(row)
 display(
     pd.DataFrame({"label": labels, "category": news.category[candidates], "title": news.title[candidates]})
@@ -78,7 +78,7 @@ assert clicks.min() >= 1, "an impression without a click"
 # ## 2 What goes wrong in reading it?
 #
 # Three awkward things are in MIND, and so in the sample: quote marks that quote nothing, zero-width
-# spaces (U+200B), and readers without a history. First the quotes. The tutorial reads the file with
+# spaces (U+200B), and users without a history. First the quotes. The tutorial reads the file with
 # pandas' default settings, which take `"` as the start of a quoted cell.
 
 # %%
@@ -101,7 +101,7 @@ print(len(raw), "titles have one; the first, as in the file and as read:")
 print(ascii(raw.title.iloc[0]), ascii(read[0]), sep="\n")
 
 # %% [markdown]
-# And a reader of whom nothing is known. No model can personalise for them; their candidates will tie.
+# And a user of whom nothing is known. No model can personalise for them; their candidates will tie.
 
 # %%
 no_history = np.flatnonzero(history_sizes == 0)
@@ -135,9 +135,9 @@ for sample in list(pointwise_parts(one, titles, history_length=4, negatives=1, r
     print(record["input"], "\n->", record["output"], "\n")
 
 # %% [markdown]
-# `next_click` has no Yes and No. The question never changes, and the answer is the reader's clicked
+# `next_click` has no Yes and No. The question never changes, and the answer is the user's clicked
 # titles: every title is something to learn from. This format is what the course trains, on lists that keep to
-# one subcategory of a reader each (`interests=1`, the default of `scripts/build_dataset.py`).
+# one subcategory of a user each (`interests=1`, the default of `scripts/build_dataset.py`).
 
 # %%
 next_click = PROMPTS["next_click"]()
@@ -146,7 +146,7 @@ record = next_click.record(sample)
 print(record["instruction"], "\n->", record["output"], sep="\n")
 
 # %% [markdown]
-# The awkward one: a reader without history, in the tutorial's format.
+# The awkward one: a user without history, in the tutorial's format.
 
 # %%
 stranger = next(likes_dislikes_parts(train.take(no_history[:1]), titles))

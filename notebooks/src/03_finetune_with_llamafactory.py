@@ -163,8 +163,8 @@ display(Image(f"{out}/training_loss.png", width=480))
 
 # %% [markdown]
 # The training loss jumps from step to step, because every step has other records. A fairer question: how
-# surprised is each model by what some readers of `dev` clicked, a day after the last one it was trained on?
-# In nats a token, the mean over readers.
+# surprised is each model by what some users of `dev` clicked, a day after the last one it was trained on?
+# In nats a token, the mean over users.
 
 # %%
 mind = read_mind(data)
@@ -190,7 +190,7 @@ print(f"the tuned model is less surprised in {better:.0%} of {len(rows)} cases")
 
 # %% [markdown]
 # It has learnt something: how the headlines of this site are written, and what they are about. **That is not yet
-# knowing who clicks what.** A model that knows the style and no reader has a low loss and ranks no better than
+# knowing who clicks what.** A model that knows the style and no user has a low loss and ranks no better than
 # before. Whether it ranks better is measured in [04](04_predict_and_score.ipynb), beside methods that cost
 # nothing; how hard that was to reach is told, failures included, in [docs/recipe.md](../docs/recipe.md).
 

@@ -141,7 +141,7 @@ assert rule["accuracy"] > rule["always_no_accuracy"]
 # ## 2 The honest way
 #
 # Nothing in the prompt may come from the impression that is being ranked. `next_click` asks for the
-# titles a reader clicks, lets the model read the history as its own answer so far, and scores a candidate
+# titles a user clicks, lets the model read the history as its own answer so far, and scores a candidate
 # by how probable its line is as the next one, **minus** how probable it is without any history. One
 # sample:
 
@@ -153,7 +153,7 @@ form = NextClick()
 ranker = NextClickScorer(engine, chat, titles, form, form.history_length, cut)
 sizes = np.diff(dev.offsets)
 row = int(np.flatnonzero((sizes >= 5) & (sizes <= 8))[0])
-history, candidates = dev.reader_history(row), dev.candidates(row)
+history, candidates = dev.user_history(row), dev.candidates(row)
 print(*titles[history[-form.history_length :]], sep="\n")
 one = pd.DataFrame({"score": ranker.score(history.tolist(), candidates.tolist())})
 one["clicked"], one["title"] = dev.candidate_labels(row), titles[candidates]
@@ -199,8 +199,8 @@ display(leaderboard.astype(float).round(3).sort_values("auc", ascending=False))
 
 # %% [markdown]
 # Before you believe any order of these rows, look where `random` stands. AUC, MRR and nDCG are MIND's
-# official metrics: of each impression, then the mean. The interval resamples readers, because one
-# reader's impressions are alike.
+# official metrics: of each impression, then the mean. The interval resamples users, because one
+# user's impressions are alike.
 
 # %%
 assert len({one.summary["subset_sha"] for one in measured.values()}) == 1, "methods scored other candidates"

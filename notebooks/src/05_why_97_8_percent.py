@@ -55,7 +55,7 @@ plt.rcParams.update({"figure.figsize": (7, 2.6), "figure.dpi": 80, "figure.const
 # ## 1 What does the tutorial measure?
 #
 # It takes the last candidate of each impression as the target, puts the **other candidates of the same
-# impression** into the prompt, sorted by whether the reader clicked them, and asks for Yes or No. Here is
+# impression** into the prompt, sorted by whether the user clicked them, and asks for Yes or No. Here is
 # one such record, the shortest whose answer is Yes:
 
 # %%
@@ -223,7 +223,7 @@ assert "[User likes]" in verdicts.verdicts[0].text, "the audit names the field t
 # %% [markdown]
 # ## 6 What does honest scoring say?
 #
-# The same news and the same readers, nothing known of the impression, every candidate ranked, MIND's own
+# The same news and the same users, nothing known of the impression, every candidate ranked, MIND's own
 # metrics, and simple methods only. (What a language model adds is in notebook 04.)
 
 # %%

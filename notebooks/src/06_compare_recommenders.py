@@ -50,7 +50,7 @@ plt.rcParams.update({"figure.figsize": (7, 3), "figure.dpi": 80, "figure.constra
 #
 # Rows that ranked **the same candidates of the same impressions**, and that knew the same. So a table here is made from
 # run folders, it refuses runs of different impressions, and it keeps two tracks apart. A *static* row knows nothing
-# that happened after the training days. A *streaming* row may also use what other readers did earlier on the
+# that happened after the training days. A *streaming* row may also use what other users did earlier on the
 # test day, as a live system would.
 
 # %%
@@ -82,7 +82,7 @@ assert table.loc["random", "auc_low"] < 0.5 < table.loc["random", "auc_high"]
 # %% [markdown]
 # ## 2 Is a difference real?
 #
-# Two rows were measured on the same readers, so what one reader's taste does to both cancels in the difference. The
+# Two rows were measured on the same users, so what one user's taste does to both cancels in the difference. The
 # interval to look at is that of the **paired difference**, not whether two intervals overlap.
 
 # %%
@@ -109,7 +109,7 @@ assert gains.loc["random", "low"] < 0 < gains.loc["random", "high"]
 # The **same methods** under four protocols. `seed` is the tutorial's: one question an impression, accuracy; a
 # recommender says Yes where it ranks the target alone at the top. `dev` is the official way. `sampled-impression`
 # keeps of each impression one click and a few others. `sampled` asks for the last click of a history among
-# news drawn from the whole catalogue, most of which nobody would have shown to that reader.
+# news drawn from the whole catalogue, most of which nobody would have shown to that user.
 
 # %%
 shown = {"seed": "accuracy", "dev": "auc", "sampled-impression": "auc", "sampled": "auc"}
@@ -146,7 +146,7 @@ assert by_protocol.loc["popularity", last] > by_protocol.loc["popularity", hones
 # %% [markdown]
 # ## 4 For whom does it hold?
 #
-# A mean over all impressions hides who is served. Slices cut the same scores by what is known of the reader and of the
+# A mean over all impressions hides who is served. Slices cut the same scores by what is known of the user and of the
 # news.
 
 # %%
@@ -161,7 +161,7 @@ display(slices.set_index(["question", "slice"])[["n", *chosen]].round(3))
 
 # %% [markdown]
 # Look at *clicks in the history*: who has clicked nothing yet has no categories to count, and `category` cannot
-# rank for that reader. And at *candidates*: a long list is not harder for AUC, but it is for the first places.
+# rank for that user. And at *candidates*: a long list is not harder for AUC, but it is for the first places.
 # Many slices were looked at; a surprise in one of them is a question, not an answer.
 
 # %%
@@ -215,7 +215,7 @@ assert costs.loc[llm[0], "ms_per_impression"] > 1000 * costs.loc["category", "ms
 # **1 Predict.** With a quarter of the impressions, how much wider is an interval?
 
 # %% tags=["solution"]
-# About twice as wide: the error of a mean falls with the root of the number of readers.
+# About twice as wide: the error of a mean falls with the root of the number of users.
 quarter = tasks.limit(len(splits["test"]), len(splits["test"]) // 4, seed)
 few = reporting.leaderboard(runs, cases=quarter)
 widths = {}
@@ -247,7 +247,7 @@ assert len(aucs) == 5
 
 # %% tags=["solution"]
 class PopularTopics(StreamingPopularity):
-    """The click rate so far, times how much of the reader's history is of the candidate's category."""
+    """The click rate so far, times how much of the user's history is of the candidate's category."""
 
     name = "popular-topics"
 

@@ -32,7 +32,7 @@ from mindlab.evaluation.slices import masks, measure_slices
 from mindlab.llm.embeddings import HiddenStates, MiniLMEncoder, news_vectors
 from mindlab.recommenders import make_recommender, pairs_among
 from mindlab.recommenders.base import score_without_labels
-from mindlab.recommenders.embedding import CACHE, EMBEDDED, EmbeddingCosine, reader_vectors, unit
+from mindlab.recommenders.embedding import CACHE, EMBEDDED, EmbeddingCosine, history_vectors, unit
 from mindlab.runs.compare import compare
 from mindlab.runs.notebook import batches_bar, setup
 from mindlab.runs.run import Request
@@ -109,10 +109,10 @@ assert min(np.median(values) for name, values in spread.items() if name != "Mini
 chooser = make_recommender(EMBEDDED)
 chooser.fit(splits["train"], news, splits["valid"], np.random.default_rng(seed))
 tried = pd.DataFrame(chooser.tried)
-tried["reader"] += " " + tried["strength"].map("{:g}".format).where(tried["strength"] > 0, "")
+tried["reading"] += " " + tried["strength"].map("{:g}".format).where(tried["strength"] > 0, "")
 best = tried.groupby(["layer", "pooling", "centred"])["auc"].max().unstack(["pooling", "centred"])
 display(best.round(3))
-display(tried.groupby("reader")["auc"].agg(["max", "median"]).round(3))
+display(tried.groupby("reading")["auc"].agg(["max", "median"]).round(3))
 print("chosen:", chooser.chosen)
 
 # %%
@@ -165,7 +165,7 @@ assert against["popularity"]["low"] > 0
 # the exact answer that it finds is its recall, and `effort` is how long it walks.
 
 # %%
-readers = reader_vectors(test, minilm)
+readers = history_vectors(test, minilm)
 exact, graph = retrieval.exact_index(minilm), retrieval.graph_index(minilm)
 wanted = retrieval.nearest(exact, readers, 100)
 lines = []
@@ -260,7 +260,7 @@ assert moved["MiniLM"] > 0.999 > moved["language model"]
 
 # %% tags=["solution"]
 asking = HiddenStates(model, prompt='This news headline: "{}" means in one word:"')
-asked = EmbeddingCosine(asking, readers=chooser.readers, centred=chooser.centred)
+asked = EmbeddingCosine(asking, readings=chooser.readings, centred=chooser.centred)
 asked.fit(splits["train"], news, splits["valid"], np.random.default_rng(seed))
 framed = pd.DataFrame(asked.tried).groupby("pooling")["auc"].max()
 bare = tried.groupby("pooling")["auc"].max()

@@ -130,23 +130,23 @@ assert right["written"].mean() > chance, "what it wrote has nothing to do with t
 # headlines are many and their words repeat, a classifier learns that from the headlines.
 
 # %% [markdown]
-# ## 3 What does it make of a reader?
+# ## 3 What does it make of a user?
 #
-# The reader's latest clicks, in; three interests and a few words, out, with no example this time. Unlike the words about news, this has to be written for every
-# reader, and again when they have clicked.
+# The user's latest clicks, in; three interests and a few words, out, with no example this time. Unlike the words about news, this has to be written for every
+# user, and again when they have clicked.
 
 # %%
 rows = np.unique(test.history)
 histories = [test.history_news[slice(*test.history_offsets[h : h + 2])].tolist() for h in rows]
-profiles = augmenter.readers(histories, news, batches_bar)
+profiles = augmenter.users(histories, news, batches_bar)
 for k in np.argsort([len(history) for history in histories])[[0, len(histories) // 2]]:
     print("\n".join(f"- {title}" for title in news.title[histories[k][-5:]]) or "(no clicks)")
     print("->", profiles.words[k] or "(not asked)", "\n")
 print(json.dumps(profiles.cost, indent=1))
 
 # %% [markdown]
-# Does a profile name what its reader clicked, or what any reader would? The share of its words that occur in the titles it was
-# written from, against the titles of the reader after.
+# Does a profile name what its user clicked, or what any user would? The share of its words that occur in the titles it was
+# written from, against the titles of the user after.
 
 # %%
 read = [row for row, words in enumerate(profiles.words) if words]
@@ -174,7 +174,7 @@ whole = reporting.leaderboard(runs, pairs=pairs, context=context)
 print(reporting.as_text(whole))
 
 # %% [markdown]
-# A profile for every reader is dear, so the last row is measured on fewer impressions, and the others again on just these.
+# A profile for every user is dear, so the last row is measured on fewer impressions, and the others again on just these.
 
 # %%
 few = Request(data, limit=limit, seed=seed)
@@ -200,7 +200,7 @@ assert all(row["auc_low"] < row["auc"] < row["auc_high"] for row in board["rows"
 # %% [markdown]
 # ## 5 What does it cost?
 #
-# The words about a news are written once and serve every reader; a profile serves one. That decides which of the two a newspaper can
+# The words about a news are written once and serve every user; a profile serves one. That decides which of the two a newspaper can
 # afford.
 
 # %%

@@ -77,7 +77,7 @@ clicks_before = np.diff(test.history_offsets)[test.history]
 i = int(
     np.argmax(np.where(np.diff(test.offsets) >= 4, clicks_before, -1))
 )  # four candidates at least, to list them
-history, candidates = titles[test.reader_history(i)][-4:].tolist(), titles[test.candidates(i)].tolist()
+history, candidates = titles[test.user_history(i)][-4:].tolist(), titles[test.candidates(i)].tolist()
 asked = PointwiseParts(history, candidates[0], False)
 for form in (Pointwise(), Recency(), InContext()):
     print(f"--- {form.name}", form.record(asked)["input"], sep="\n")
@@ -133,7 +133,7 @@ print(reporting.as_text(board))
 print(reporting.write_leaderboard(Path(out), board))
 
 # %% [markdown]
-# Read the pairs, and do not believe them yet. A handful of readers is too few for a bootstrap to be sure of its own intervals, and
+# Read the pairs, and do not believe them yet. A handful of users is too few for a bootstrap to be sure of its own intervals, and
 # where many pairs are looked at, some exclude zero by luck. So ask for more: the repository keeps the predictions for a
 # hundred impressions of `data/sample`, and they are measured here as those above were.
 
@@ -189,9 +189,9 @@ assert straight.std() > 0, "the model says the same about every candidate"
 # reading everything again.
 
 # %% [markdown]
-# ## 4 Does it read the reader?
+# ## 4 Does it read the user?
 #
-# The next two probes take the history: shuffled, and another reader's. If the quality does not fall when the history is a stranger's,
+# The next two probes take the history: shuffled, and another user's. If the quality does not fall when the history is a stranger's,
 # nothing personal was measured. `pointwise` asks about each candidate alone, so a list's order cannot reach it.
 
 # %%

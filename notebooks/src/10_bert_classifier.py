@@ -1,5 +1,5 @@
 # %% [markdown]
-# # 10 A BERT that reads reader and candidate together
+# # 10 A BERT that reads user and candidate together
 #
 # - **Reads**: `data/sample` (synthetic MIND), MiniLM (from a Python package), and runs in `data/reference_runs`
 # - **Writes**: `runs/cross_encoders`: what was trained, kept; `runs/notebook_10`: a run folder for each method
@@ -64,10 +64,10 @@ test = splits["test"].take(rows)
 # %% [markdown]
 # ## 1 What does it read?
 #
-# In notebook 07 a headline became a vector before anybody knew who would read it: reader and candidate met in a cosine. That
+# In notebook 07 a headline became a vector before anybody knew who would read it: user and candidate met in a cosine. That
 # is a **bi-encoder**. A **cross-encoder** reads both texts in one pass. BERT was pretrained with such pairs: half of the
 # time the second text was the sentence after the first, and the state of `[CLS]` had to tell (*next sentence prediction*). MiniLM's makers
-# left that task out, but the form is the same: here the first text is what a reader clicked last, the second is the candidate, and
+# left that task out, but the form is the same: here the first text is what a user clicked last, the second is the candidate, and
 # the question is whether it is clicked.
 
 # %%
@@ -81,7 +81,7 @@ for segment in (0, 1):
 
 # %% [markdown]
 # Segment and place are vectors that are added to each word's. Everything sees everything: in all layers a word of the candidate
-# weighs every word of the history. Two awkward cases: a reader who has clicked nothing is a text of their own, and where a pair is
+# weighs every word of the history. Two awkward cases: a user who has clicked nothing is a text of their own, and where a pair is
 # too long the oldest clicks go, never the candidate.
 
 # %%
@@ -158,7 +158,7 @@ for name, against in [*pairs, (CROSS, "popularity")]:
 print(reporting.write_leaderboard(Path(out), board))
 
 # %% [markdown]
-# One seed says nothing about the luck of training, and few pairs and few readers show little. The repository keeps the predictions
+# One seed says nothing about the luck of training, and few pairs and few users show little. The repository keeps the predictions
 # of three seeds, trained on twice as many pairs, for a hundred impressions of `data/sample`; they are measured here as those
 # above were.
 
@@ -193,9 +193,9 @@ assert [model.chosen["steps"] % model.settings.check_every for model in models] 
 # ## 4 Is it the code or the clicks?
 #
 # A method that does not learn may be one that cannot. The test is a **positive control**: the same impressions with labels that have
-# no noise. "Clicked" is now what has the category of the reader's latest click. The model is not shown categories, it has to
+# no noise. "Clicked" is now what has the category of the user's latest click. The model is not shown categories, it has to
 # see from two texts that they are of one kind. Same code, same settings, as many pairs as the kept rows above read. The test
-# impressions are those of few candidates: many readers for little reading.
+# impressions are those of few candidates: many users for little reading.
 
 # %%
 brief = splits["test"].take(np.flatnonzero(np.diff(splits["test"].offsets) <= 16))
@@ -232,14 +232,14 @@ print(reporting.difference_text(gain), reporting.verdict(gain))
 # %% [markdown]
 # The loss stays flat for a while and then falls: first the state of `[CLS]` must come to mean something. MiniLM was trained on the
 # mean of all states and never on that one. Clicks have no such clear rule behind them: what tells the best possible ranking from
-# chance is thin, and is spread over more readers than this many pairs can show.
+# chance is thin, and is spread over more users than this many pairs can show.
 
 # %%
 claim = "easy labels were not learned"
 assert control_pairs < Settings().most_pairs or gain["low"] > 0, claim  # with fewer pairs nothing is claimed
 
 # %% [markdown]
-# ## 5 Does it read the reader?
+# ## 5 Does it read the user?
 #
 # A score of a pair need not depend on both texts. Give every impression the history of another one: what ranks by taste must
 # fall to what is left, the candidates alone; what never read the history stays where it was.
@@ -268,7 +268,7 @@ display(pd.DataFrame(lines).T)
 
 # %% [markdown]
 # The difference is what the history is worth to a method. Where its interval holds zero, this many impressions cannot show that the method uses
-# the reader at all.
+# the user at all.
 
 # %%
 assert not np.array_equal(
@@ -278,7 +278,7 @@ assert not np.array_equal(
 # %% [markdown]
 # ## 6 What does a pair cost?
 #
-# The bi-encoder reads a headline once, for everybody and for ever. The cross-encoder reads it again for each reader, and the reader's
+# The bi-encoder reads a headline once, for everybody and for ever. The cross-encoder reads it again for each user, and the user's
 # history again for each candidate. Nothing can be kept from one pair for the next.
 
 # %%
@@ -360,7 +360,7 @@ assert lines["pairs read"].is_monotonic_increasing
 # %% [markdown]
 # ## Exercises
 #
-# **1 Predict.** Readers without a history are one text to this model. If all readers were such, how many scores would a
+# **1 Predict.** Users without a history are one text to this model. If all users were such, how many scores would a
 # news have, and would the ranking be better than chance?
 
 # %% tags=["solution"]

@@ -9,7 +9,7 @@
 #
 # You will be able to
 # 1. have a language model condense a long history in two ways, and count what goes wrong on the way;
-# 2. test whether a summary knows its reader, before anything is ranked by it;
+# 2. test whether a summary knows its user, before anything is ranked by it;
 # 3. rank with it under the `sampled` protocol, state a result that is no gain with its interval, and price it.
 
 # %%
@@ -68,7 +68,7 @@ lengths = np.diff(test.history_offsets)[test.history]
 # %% [markdown]
 # ## 1 What becomes of a long history?
 #
-# A prompt with all that a reader ever clicked is long, and is read again for every candidate. **LLM-TRSR** (Zheng et al.) cuts
+# A prompt with all that a user ever clicked is long, and is read again for every candidate. **LLM-TRSR** (Zheng et al.) cuts
 # the history into blocks and lets the model itself condense them. *Hierarchical*: a summary of each block, then a summary of the
 # summaries, as a convolution pools. *Recurrent*: the summary so far and the next block give the next summary, as a recurrent
 # network keeps a state. The protocol is the paper's too: the last click of a history is asked for, among news drawn from
@@ -77,18 +77,18 @@ lengths = np.diff(test.history_offsets)[test.history]
 # %%
 ask = PreferenceSummary()
 i = int(np.argmax(lengths))
-blocks = list(batched(titles[test.reader_history(i)].tolist(), BLOCK))
+blocks = list(batched(titles[test.user_history(i)].tolist(), BLOCK))
 print(ask.block(blocks[0])["instruction"], ask.block(blocks[0])["input"], sep="\n")
 print("\nhierarchical, second round:", ask.merge(["(a summary)", "(the next)"])["input"], sep="\n")
 print("\nrecurrent, second round:", ask.update("(the summary so far)", blocks[1][:2])["input"], sep="\n")
 
 # %% [markdown]
-# No example of a good summary stands in the prompt: a small model would copy it for every reader. And the target is in no prompt: the
+# No example of a good summary stands in the prompt: a small model would copy it for every user. And the target is in no prompt: the
 # history ends before it.
 
 # %%
 target = test.news[test.labels == 1]
-seen = [target[k] in test.reader_history(k) for k in range(len(test))]
+seen = [target[k] in test.user_history(k) for k in range(len(test))]
 print(f"{len(test)} readers with {lengths.min()} to {lengths.max()} clicks before the one asked for")
 assert sampled.INTERACTIONS[0] <= lengths.min()
 assert lengths.max() <= sampled.INTERACTIONS[1]
@@ -104,7 +104,7 @@ assert not any(seen)
 ways = Summary.ways[1:]
 written = {way: Summariser(model, template, way)(test.without_labels(), titles, batches_bar) for way in ways}
 display(pd.DataFrame({way: found.cost for way, found in written.items()}).T.fillna(0))
-print(*(f"- {title}" for title in news.title[test.reader_history(i)[-BLOCK:]]), sep="\n")
+print(*(f"- {title}" for title in news.title[test.user_history(i)[-BLOCK:]]), sep="\n")
 for way in ways:
     print(f"{way}: {written[way].texts[i]}")
 
@@ -114,11 +114,11 @@ for way in ways:
     print(f"{way}: {len(common)} different texts; for {common.iloc[0]} readers: {common.index[0]}")
 
 # %% [markdown]
-# An answer can be in perfect form and say nothing. Does a summary name what its reader clicked, or what any reader would? Of its
-# words, the share that stands in its own reader's titles, against the titles of another reader.
+# An answer can be in perfect form and say nothing. Does a summary name what its user clicked, or what any user would? Of its
+# words, the share that stands in its own user's titles, against the titles of another user.
 
 # %%
-clicked = [set(" ".join(news.title[test.reader_history(k)]).lower().split()) for k in range(len(test))]
+clicked = [set(" ".join(news.title[test.user_history(k)]).lower().split()) for k in range(len(test))]
 known = {}
 for way in ways:
     said = [set(text.lower().rstrip(".").split()) for text in written[way].texts]
@@ -177,7 +177,7 @@ assert left["broken off"][0] < len(texts["unbroken"])
 
 # %%
 form, chat = Summary(), ChatTemplate.load(model, template)
-history, candidate = titles[test.reader_history(i)].tolist(), titles[test.candidates(i)[0]]
+history, candidate = titles[test.user_history(i)].tolist(), titles[test.candidates(i)[0]]
 latest = history[-form.history_length :]
 prompts = {"recent": SummaryParts("", latest, candidate, False)}
 prompts |= {way: SummaryParts(written[way].texts[i], latest, candidate, False) for way in ways}
@@ -193,8 +193,8 @@ assert tokens[list(ways)].max() < tokens["all titles"]
 # %% [markdown]
 # ## 5 Does it rank?
 #
-# Each way untuned (`base`) and tuned through LLaMA-Factory on a click and one other news of each training reader (`lora`): a
-# handful of readers, since a summary must be written of each. Beside them methods that take no time at all.
+# Each way untuned (`base`) and tuned through LLaMA-Factory on a click and one other news of each training user (`lora`): a
+# handful of users, since a summary must be written of each. Beside them methods that take no time at all.
 
 # %%
 quick = ["popularity", "category", "minilm"]
@@ -228,8 +228,8 @@ print(reporting.write_leaderboard(Path(out), board))
 
 # %% [markdown]
 # Read the intervals, not the means. Where an interval includes zero, this run does not show that a summary, or tuning, is worth
-# anything; and with so few readers a bootstrap is not sure of its own intervals, so one that excludes zero may be luck. The repository
-# keeps the predictions for sixty readers of `data/sample`, with adapters from thirty; they are measured here as those above were.
+# anything; and with so few users a bootstrap is not sure of its own intervals, so one that excludes zero may be luck. The repository
+# keeps the predictions for sixty users of `data/sample`, with adapters from thirty; they are measured here as those above were.
 
 # %%
 more = reporting.leaderboard([Path(kept) / name for name in names], pairs=rows.SAMPLED_PAIRS)
@@ -240,7 +240,7 @@ assert {row["name"] for row in more["rows"]} == set(names)
 # Which of these intervals exclude zero, and which way? Popularity is hard to beat here for a reason that has nothing
 # to do with taste: the other candidates come from the whole catalogue, and most of them nobody ever clicked (notebook 06).
 #
-# **The paper's numbers**, for the real MIND. They are not ranked with ours: other data, other readers, models some fifty times larger, and
+# **The paper's numbers**, for the real MIND. They are not ranked with ours: other data, other users, models some fifty times larger, and
 # no intervals. Look for the row that is missing: popularity.
 
 # %%
@@ -258,8 +258,8 @@ assert all(against in paired for _, against in rows.SAMPLED_PAIRS), "a row witho
 # %% [markdown]
 # ## 6 What does a summary cost?
 #
-# A summary serves all candidates of its reader, and is written again when the reader has clicked. `writing` is what the summaries of a
-# row took, those of its training readers included.
+# A summary serves all candidates of its user, and is written again when the user has clicked. `writing` is what the summaries of a
+# row took, those of its training users included.
 
 # %%
 costs = table.loc[names, ["writing_seconds", "train_seconds", "ms_per_impression"]].astype(float)
@@ -281,7 +281,7 @@ assert (
 # %% [markdown]
 # ## Exercises
 #
-# **1 Predict.** Give every reader the summary of another one. Will the untuned model rank worse?
+# **1 Predict.** Give every user the summary of another one. Will the untuned model rank worse?
 
 # %% tags=["solution"]
 asked = Options("summary", model, template)
@@ -296,7 +296,7 @@ for name, summaries in {"own": own, "another's": foreign}.items():
 gain = paired_differences(found["own"], found["another's"])
 for metric in ("recall5", "auc"):
     print(metric, reporting.difference_text(gain[metric]), reporting.verdict(gain[metric]))
-# If the interval holds zero, this run does not show that the model uses what is said about the reader.
+# If the interval holds zero, this run does not show that the model uses what is said about the user.
 assert gain["auc"]["low"] < gain["auc"]["high"]
 
 # %% [markdown]

@@ -37,7 +37,7 @@ from mindlab.evaluation.predictions import from_scores, read_predictions
 from mindlab.llm.embeddings import MiniLMEncoder, news_vectors
 from mindlab.prompts import NextTopic, NextTopicParts
 from mindlab.recommenders.base import history_share
-from mindlab.recommenders.embedding import CACHE, LME, Reader, reader_scores, unit
+from mindlab.recommenders.embedding import CACHE, LME, Reading, history_scores, unit
 from mindlab.report.figure import Row, forest
 from mindlab.report.published import RECPROMPT, read_published
 from mindlab.runs import rows as models
@@ -162,7 +162,7 @@ by_hand = np.log(np.exp(LME.strength * near).mean(1))
 fourth = np.sqrt(1 - (near**2).sum(1))
 vectors = np.vstack([np.eye(3, 4), np.column_stack([near, fourth])])
 pair = replace(toy, history_news=np.arange(3), news=np.array([3, 4]), offsets=np.array([0, 2]))
-package = reader_scores(pair, vectors, [LME])[0]
+package = history_scores(pair, vectors, [LME])[0]
 print("mean", near.mean(1).round(2), "log mean exp", by_hand.round(2), package.round(2))
 assert np.allclose(by_hand, package)
 
@@ -534,7 +534,7 @@ assert before["auc_appeal"] != after["auc_appeal"]
 # %% tags=["solution"]
 vectors = unit(news_vectors(news, MiniLMEncoder(), CACHE).values[:, 0])
 strengths = [1.0, 3.0, LME.strength, 30.0]
-scores = reader_scores(valid, vectors, [Reader("lme", strength) for strength in strengths])
+scores = history_scores(valid, vectors, [Reading("lme", strength) for strength in strengths])
 tried = {
     strength: evaluate(from_scores("valid", valid, news, one))
     for strength, one in zip(strengths, scores, strict=True)

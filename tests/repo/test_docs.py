@@ -1,4 +1,4 @@
-"""What a reader of the documents does works: links lead somewhere, commands are taken, named configs exist."""
+"""What a user of the documents does works: links lead somewhere, commands are taken, named configs exist."""
 
 import argparse
 import importlib.util

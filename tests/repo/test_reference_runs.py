@@ -168,14 +168,14 @@ def test_the_adapter_gives_the_recorded_scores(smollm2, smollm2_chat):
     frames = {kind: read_predictions(folder / "predictions.parquet") for kind, folder in folders.items()}
     cases = frames["lora"]["case_id"].to_numpy()
     sizes = np.diff(dev.offsets)
-    rows = [row for row in np.unique(cases) if sizes[row] <= 12 and len(dev.reader_history(row)) >= 3][:3]
+    rows = [row for row in np.unique(cases) if sizes[row] <= 12 and len(dev.user_history(row)) >= 3][:3]
     engine = HFEngine(smollm2, folders["lora"] / "adapter")
     request = json.loads((folders["lora"] / "manifest.json").read_text("utf-8"))["request"]
     ranker = NextClickScorer(
         engine, smollm2_chat, neutral_titles(mind.news),
         NextClick(), request["history_length"], request["cutoff_len"],
     )  # fmt: skip
-    found = [ranker.score(dev.reader_history(row).tolist(), dev.candidates(row).tolist()) for row in rows]
+    found = [ranker.score(dev.user_history(row).tolist(), dev.candidates(row).tolist()) for row in rows]
     kept = {kind: [f["score"].to_numpy()[cases == row] for row in rows] for kind, f in frames.items()}
     assert len(rows) == 3
     assert np.concatenate(found) == pytest.approx(np.concatenate(kept["lora"]), abs=1e-2)

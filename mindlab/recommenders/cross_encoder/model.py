@@ -1,10 +1,10 @@
-"""A cross-encoder: an encoder such as BERT reads a reader's history and one candidate together, and scores the click.
+"""A cross-encoder: an encoder such as BERT reads a user's history and one candidate together, and scores the click.
 
 The pair is what BERT was made to read (Devlin et al., BERT: Pre-training of Deep Bidirectional Transformers for
 Language Understanding, NAACL 2019): ``[CLS] history [SEP] candidate [SEP]``, two segments in one sequence, and a
 classifier over the state of the first token. Nogueira and Cho rank so (Passage Re-ranking with BERT,
 arXiv 1901.04085, 2019). Every token of the candidate sees every token of the history, in each layer: nothing of a
-news can be computed before its reader is known, and each candidate takes a whole pass.
+news can be computed before its user is known, and each candidate takes a whole pass.
 """
 
 import hashlib
@@ -47,7 +47,7 @@ from mindlab.recommenders.base import (
 )
 from mindlab.recommenders.past import PastLog
 
-NOTHING = "nothing clicked yet"  # the history of a reader who has none
+NOTHING = "nothing clicked yet"  # the history of a user who has none
 BETWEEN = "; "
 SECONDS, DONE, MODEL = "seconds.json", "done.json", "model"  # in a checkpoint; in a training's folder
 Watch = Callable[[Mapping[str, Any]], None]
@@ -86,7 +86,7 @@ LARGE = Settings(
 
 
 class Pairs(torch.utils.data.Dataset):
-    """The pairs of all candidates of `rows`: what the reader clicked, the candidate, and the label if there is one."""
+    """The pairs of all candidates of `rows`: what the user clicked, the candidate, and the label if there is one."""
 
     def __init__(self, rows: Impressions, titles: np.ndarray, history_length: int):
         self.rows, self.titles, self.history_length = rows, titles, history_length
@@ -97,7 +97,7 @@ class Pairs(torch.utils.data.Dataset):
 
     def __getitem__(self, place: int) -> dict[str, Any]:
         """Return the pair of one candidate; the history's latest titles, oldest first."""
-        clicked = self.rows.reader_history(self._owner[place])[-self.history_length :]
+        clicked = self.rows.user_history(self._owner[place])[-self.history_length :]
         pair = {
             "history": BETWEEN.join(self.titles[clicked]) or NOTHING,
             "candidate": self.titles[self.rows.news[place]],
@@ -114,7 +114,7 @@ class CrossEncoder(Recommender):
     constant after its warm-up, so that both walk the same way however long. With `most_pairs=0` the model stays
     as it was drawn: the row that a trained one is to be compared with.
 
-    A reader without a history is a text of their own, `NOTHING`: the score is then what the model makes of the candidate alone.
+    A user without a history is a text of their own, `NOTHING`: the score is then what the model makes of the candidate alone.
 
     With a `folder` a training keeps checkpoints there and goes on from the last one, and what is
     trained is read and not trained again. Without, nothing is left behind.

@@ -1,6 +1,6 @@
 """NRMS, NAML and LSTUR: the neural news recommenders that MIND's paper compares, in PyTorch.
 
-All three learn a vector of a news from its text and a vector of a reader from the news clicked; the score is
+All three learn a vector of a news from its text and a vector of a user from the news clicked; the score is
 their inner product. They are trained on each click against K non-clicks of the same impression (softmax
 cross-entropy). Words start from MiniLM's input vectors, so that a few thousand clicks are enough to begin with.
 
@@ -31,7 +31,7 @@ PAD = 0
 class Settings:
     """Sizes and training; K, the history length and the title length are those of MIND's paper."""
 
-    width: int = 128  # of a news and of a reader vector
+    width: int = 128  # of a news and of a user vector
     heads: int = 8
     history_length: int = 50
     title_length: int = 24
@@ -91,11 +91,9 @@ class WordCNN(nn.Module):
 class Model(nn.Module):
     """What the three share: word vectors, and news encoded once however often a batch shows it."""
 
-    reads_readers = False
+    reads_users = False
 
-    def __init__(
-        self, words: torch.Tensor, texts: dict[str, torch.Tensor], n_readers: int, settings: Settings
-    ):
+    def __init__(self, words: torch.Tensor, texts: dict[str, torch.Tensor], n_users: int, settings: Settings):
         super().__init__()
         self.settings, self.texts = settings, texts
         self.words = nn.Embedding.from_pretrained(words, freeze=False, padding_idx=PAD)
@@ -106,8 +104,8 @@ class Model(nn.Module):
         """Return the vectors of `news`, (n,) to (n, width)."""
         raise NotImplementedError
 
-    def follow(self, clicked: torch.Tensor, mask: torch.Tensor, reader: torch.Tensor) -> torch.Tensor:
-        """Return the vectors of readers from the vectors of what they clicked, (n, history, width) to (n, width)."""
+    def follow(self, clicked: torch.Tensor, mask: torch.Tensor, user: torch.Tensor) -> torch.Tensor:
+        """Return the vectors of users from the vectors of what they clicked, (n, history, width) to (n, width)."""
         raise NotImplementedError
 
     def title(self, news: torch.Tensor, encoder: nn.Module) -> torch.Tensor:
@@ -119,48 +117,48 @@ class Model(nn.Module):
 
 
 class NRMSModel(Model):
-    """Self-attention over the words of a title, and over the news that a reader clicked."""
+    """Self-attention over the words of a title, and over the news that a user clicked."""
 
-    def __init__(self, words, texts, n_readers, settings):
-        super().__init__(words, texts, n_readers, settings)
+    def __init__(self, words, texts, n_users, settings):
+        super().__init__(words, texts, n_users, settings)
         self.title_encoder = SelfAttention(settings)
-        self.reader_encoder = SelfAttention(settings)
+        self.user_encoder = SelfAttention(settings)
 
     def read(self, news):
         return self.title(news, self.title_encoder)
 
-    def follow(self, clicked, mask, reader):
-        return self.reader_encoder(clicked, mask)
+    def follow(self, clicked, mask, user):
+        return self.user_encoder(clicked, mask)
 
 
 class VectorNRMSModel(Model):
-    """NRMS whose news are an encoder's vectors, as they are, through one linear layer; only readers are learned."""
+    """NRMS whose news are an encoder's vectors, as they are, through one linear layer; only users are learned."""
 
-    def __init__(self, words, texts, n_readers, settings):
+    def __init__(self, words, texts, n_users, settings):
         nn.Module.__init__(self)
         self.settings, self.texts = settings, texts
         self.project = nn.Linear(texts["vectors"].shape[1], settings.width)
         self.drop = nn.Dropout(settings.dropout)
-        self.reader_encoder = SelfAttention(settings)
+        self.user_encoder = SelfAttention(settings)
 
     def read(self, news):
         return self.project(self.drop(self.texts["vectors"][news]))
 
-    def follow(self, clicked, mask, reader):
-        return self.reader_encoder(clicked, mask)
+    def follow(self, clicked, mask, user):
+        return self.user_encoder(clicked, mask)
 
 
 class NAMLModel(Model):
     """Title, category and subcategory as views of a news, weighed by attention; attention over the clicked."""
 
-    def __init__(self, words, texts, n_readers, settings):
-        super().__init__(words, texts, n_readers, settings)
+    def __init__(self, words, texts, n_users, settings):
+        super().__init__(words, texts, n_users, settings)
         self.title_encoder = WordCNN(settings)
         self.topics = nn.ModuleDict(
             {name: nn.Embedding(int(texts[name].max()) + 1, 32) for name in ("category", "subcategory")}
         )
         self.into = nn.ModuleDict({name: nn.Linear(32, settings.width) for name in self.topics})
-        self.views, self.reader_encoder = Attention(settings.width), Attention(settings.width)
+        self.views, self.user_encoder = Attention(settings.width), Attention(settings.width)
 
     def read(self, news):
         views = [self.title(news, self.title_encoder)]
@@ -170,17 +168,17 @@ class NAMLModel(Model):
         stacked = torch.stack(views, dim=1)
         return self.views(stacked, torch.ones(stacked.shape[:2], dtype=torch.bool, device=stacked.device))
 
-    def follow(self, clicked, mask, reader):
-        return self.reader_encoder(clicked, mask)
+    def follow(self, clicked, mask, user):
+        return self.user_encoder(clicked, mask)
 
 
 class LSTURModel(Model):
-    """A GRU over the latest clicks that starts from a vector of the reader's own (LSTUR-ini)."""
+    """A GRU over the latest clicks that starts from a vector of the user's own (LSTUR-ini)."""
 
-    reads_readers = True
+    reads_users = True
 
-    def __init__(self, words, texts, n_readers, settings):
-        super().__init__(words, texts, n_readers, settings)
+    def __init__(self, words, texts, n_users, settings):
+        super().__init__(words, texts, n_users, settings)
         half = settings.width // 2
         self.title_encoder = WordCNN(settings)
         self.topics = nn.ModuleDict(
@@ -191,19 +189,19 @@ class LSTURModel(Model):
         )
         width = settings.width + 2 * (half // 2)
         self.into = nn.Linear(width, settings.width)
-        self.readers = nn.Embedding(n_readers + 1, settings.width, padding_idx=0)  # 0: unknown in training
-        nn.init.zeros_(self.readers.weight)
+        self.user_vectors = nn.Embedding(n_users + 1, settings.width, padding_idx=0)  # 0: unknown in training
+        nn.init.zeros_(self.user_vectors.weight)
         self.gru = nn.GRU(settings.width, settings.width, batch_first=True)
 
     def read(self, news):
         topics = [self.topics[name](self.texts[name][news]) for name in self.topics]
         return self.into(torch.cat([self.title(news, self.title_encoder), *topics], dim=-1))
 
-    def follow(self, clicked, mask, reader):
-        if self.training:  # half of the time the reader is a stranger, as most of the test day's are
-            reader = reader * (torch.rand(reader.shape, device=reader.device) < 0.5)
+    def follow(self, clicked, mask, user):
+        if self.training:  # half of the time the user is a stranger, as most of the test day's are
+            user = user * (torch.rand(user.shape, device=user.device) < 0.5)
         lengths = mask.sum(1)
-        start = self.readers(reader).unsqueeze(0)
+        start = self.user_vectors(user).unsqueeze(0)
         packed = nn.utils.rnn.pack_padded_sequence(
             clicked, lengths.clamp(min=1).cpu(), batch_first=True, enforce_sorted=False
         )
@@ -270,7 +268,7 @@ class Neural(Recommender):
         return sum(parameter.numel() for parameter in self._model.parameters())
 
     def score(self, test: Impressions, news: News, past: PastLog | None = None) -> np.ndarray:
-        """Return the inner products of reader and news; every news and every reader is encoded once."""
+        """Return the inner products of user and news; every news and every user is encoded once."""
         self._model.eval()
         row, history, offsets = used_histories(test)
         device = self.settings.device
@@ -282,19 +280,19 @@ class Neural(Recommender):
                 vectors[rows] = self._model.read(rows)
             pairs = np.stack([row, self._readers(test.users)], axis=1)
             distinct, which = np.unique(pairs, axis=0, return_inverse=True)
-            readers = []
+            user_vectors = []
             for part in np.array_split(distinct, max(1, len(distinct) // 256)):
                 clicked, mask = self._clicked(part[:, 0], history, offsets)
-                readers.append(
+                user_vectors.append(
                     self._model.follow(vectors[clicked], mask, torch.from_numpy(part[:, 1]).to(device))
                 )
-            readers = torch.cat(readers).cpu().numpy()
+            user_vectors = torch.cat(user_vectors).cpu().numpy()
         owner = np.repeat(which.reshape(-1), np.diff(test.offsets))
         vectors = vectors.cpu().numpy()
         scores = np.empty(len(owner))
         for start in range(0, len(owner), CHUNK):
             part = slice(start, start + CHUNK)
-            scores[part] = np.einsum("ij,ij->i", readers[owner[part]], vectors[test.news[part]])
+            scores[part] = np.einsum("ij,ij->i", user_vectors[owner[part]], vectors[test.news[part]])
         return scores
 
     def _prepare(self, news: News) -> None:
@@ -337,7 +335,7 @@ class Neural(Recommender):
         self._draw(train, seed)
         optimiser = torch.optim.Adam(self._model.parameters(), lr=settings.learning_rate)
         row, history, offsets = used_histories(train)
-        readers = self._readers(train.users)
+        user_vectors = self._readers(train.users)
         labels = training_labels(train)
         owner = np.repeat(np.arange(len(train)), np.diff(train.offsets))
         clicks = np.flatnonzero(labels == 1)
@@ -347,8 +345,8 @@ class Neural(Recommender):
             for part in np.array_split(rng.permutation(clicks), max(1, len(clicks) // settings.batch_size)):
                 shown, is_real = _with_negatives(part, owner, train, labels, settings.negatives, rng)
                 clicked, mask = self._clicked(row[owner[part]], history, offsets)
-                reader = torch.from_numpy(readers[owner[part]]).to(settings.device)
-                loss = self._loss(shown, is_real, clicked, mask, reader)
+                user = torch.from_numpy(user_vectors[owner[part]]).to(settings.device)
+                loss = self._loss(shown, is_real, clicked, mask, user)
                 optimiser.zero_grad()
                 loss.backward()
                 optimiser.step()
@@ -356,7 +354,7 @@ class Neural(Recommender):
             epoch += 1
 
     def _loss(
-        self, shown: np.ndarray, is_real: np.ndarray, clicked: torch.Tensor, mask: torch.Tensor, reader: Any
+        self, shown: np.ndarray, is_real: np.ndarray, clicked: torch.Tensor, mask: torch.Tensor, user: Any
     ):
         """Return the cross-entropy of the click, the first of `shown` (n, 1 + K), against the others."""
         news = torch.from_numpy(shown.astype(np.int64)).to(clicked.device)
@@ -364,8 +362,8 @@ class Neural(Recommender):
         vectors = self._model.read(distinct)[which]
         candidates = vectors[: news.numel()].view(*news.shape, -1)
         history = vectors[news.numel() :].view(*clicked.shape, -1)
-        readers = self._model.follow(history, mask, reader)
-        logits = (candidates @ readers.unsqueeze(-1)).squeeze(-1)
+        user_vectors = self._model.follow(history, mask, user)
+        logits = (candidates @ user_vectors.unsqueeze(-1)).squeeze(-1)
         logits = logits.masked_fill(~torch.from_numpy(is_real).to(logits.device), -1e9)
         target = torch.zeros(len(logits), dtype=torch.long, device=logits.device)
         return functional.cross_entropy(logits, target)
@@ -384,8 +382,8 @@ class Neural(Recommender):
         return torch.from_numpy(news.astype(np.int64)).to(device), torch.from_numpy(mask).to(device)
 
     def _readers(self, users: np.ndarray) -> np.ndarray:
-        """Return the training numbers of readers, 0 for a stranger."""
-        if not self.kind.reads_readers:
+        """Return the training numbers of users, 0 for a stranger."""
+        if not self.kind.reads_users:
             return np.zeros(len(users), dtype=np.int64)
         return np.array([self._users.get(str(user), 0) for user in users], dtype=np.int64)
 

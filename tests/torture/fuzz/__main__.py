@@ -1,4 +1,4 @@
-"""Fuzz every reader of files: each outcome must be a correct parse, or one clear line that a script ends on.
+"""Fuzz every user of files: each outcome must be a correct parse, or one clear line that a script ends on.
 
   python -m tests.torture.fuzz --n 20000 --seed 1               the long run, with the huge files
   python -m tests.torture.fuzz --n 500 --only mind,alpaca

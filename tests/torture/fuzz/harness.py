@@ -85,7 +85,7 @@ def outcome(read: Callable[[Path], None], folder: Path) -> tuple[str, str]:
         return "wrong", str(error)
     except MemoryError:
         return "memory", traceback.format_exc(limit=-6)
-    except BaseException:  # SystemExit too: a reader that ends the process
+    except BaseException:  # SystemExit too: a user that ends the process
         return "traceback", traceback.format_exc(limit=-8)
     return "parsed", ""
 
@@ -169,7 +169,7 @@ class Worker:
     def _line(self, seconds: float) -> str | None:
         """Return the next line, "" at the end of the stream, None after `seconds`."""
         until = time.monotonic() + seconds
-        while b"\n" not in self.buffer:  # a buffered reader would hide lines from select
+        while b"\n" not in self.buffer:  # a buffered user would hide lines from select
             if not select.select([self.process.stdout], [], [], max(0.0, until - time.monotonic()))[0]:
                 return None
             data = os.read(self.process.stdout.fileno(), 1 << 16)

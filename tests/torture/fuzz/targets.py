@@ -1,7 +1,7 @@
-"""What is fuzzed: for each target, small valid files, the product's reader of them, and a check of what it read.
+"""What is fuzzed: for each target, small valid files, the product's user of them, and a check of what it read.
 
-A reader is called as the scripts call it, so that their printing is covered too. `WrongParse` is a reader that
-accepted a file and misread it, told by a second, naive reader or by what must hold of anything accepted.
+A user is called as the scripts call it, so that their printing is covered too. `WrongParse` is a user that
+accepted a file and misread it, told by a second, naive user or by what must hold of anything accepted.
 """
 
 import contextlib
@@ -44,7 +44,7 @@ class WrongParse(AssertionError):
 
 @dataclass(frozen=True)
 class Target:
-    """One reader: `files()` are valid, those named in `spoilt` get mutated, `read(folder)` raises UserError or returns."""
+    """One user: `files()` are valid, those named in `spoilt` get mutated, `read(folder)` raises UserError or returns."""
 
     name: str
     files: Callable[[], Files]
@@ -126,7 +126,7 @@ def check_mind(folder: Path, mind) -> None:
         if [row[0] for row in naive] != rows.ids.tolist() or [row[1] for row in naive] != rows.users.tolist():
             raise WrongParse(f"{split}: other ids or users than a naive reader's")
         for i, (_, _, _, clicked, shown) in enumerate(naive):
-            if mind.news.ids[rows.reader_history(i)].tolist() != clicked:
+            if mind.news.ids[rows.user_history(i)].tolist() != clicked:
                 raise WrongParse(f"{split}: another history in row {i}")
             if mind.news.ids[rows.candidates(i)].tolist() != [name for name, _ in shown]:
                 raise WrongParse(f"{split}: other candidates in row {i}")
@@ -144,7 +144,7 @@ def check_folder(folder: Path) -> None:
 
 
 def build_from_mind(folder: Path) -> None:
-    """Build every format of whatever the reader takes; a split may hold one impression, or no label."""
+    """Build every format of whatever the user takes; a split may hold one impression, or no label."""
     refusals = []
     for task in TASKS.values():
         for form in trained_for(task):
@@ -155,7 +155,7 @@ def build_from_mind(folder: Path) -> None:
                 )  # fmt: skip
             except UserError as error:
                 check_line(str(error))
-                if task.case != USER:  # which these few readers are too short for
+                if task.case != USER:  # which these few users are too short for
                     refusals.append(error)
     if refusals:
         raise refusals[0]

@@ -88,7 +88,7 @@ def test_the_real_scripts_end_with_0_1_or_2_and_no_traceback(name, number, tmp_p
 
 @pytest.fixture
 def planted(monkeypatch):
-    """A reader that fails in each of the ways there are, told by its file; the harness must see every one."""
+    """A user that fails in each of the ways there are, told by its file; the harness must see every one."""
 
     def read(folder):
         word = (folder / "a.txt").read_text()

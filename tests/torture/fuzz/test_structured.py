@@ -188,7 +188,7 @@ def test_any_columns_of_predictions(data):
 
 
 def test_a_planted_fault_is_found_and_shrunk(monkeypatch):
-    """The tests above can fail: a reader that trips over one shape of JSON is told by its smallest example."""
+    """The tests above can fail: a user that trips over one shape of JSON is told by its smallest example."""
     from dataclasses import replace
 
     def read(folder):

@@ -1,4 +1,4 @@
-"""The reader of MIND: hand-written folders, a naive second reader, and one line per broken folder."""
+"""The user of MIND: hand-written folders, a naive second user, and one line per broken folder."""
 
 import gzip
 import io
@@ -52,7 +52,7 @@ def rows_of(mind, split):
             int(impressions.ids[i]),
             impressions.users[i],
             impressions.times[i].astype(datetime),
-            ids[impressions.reader_history(i)].tolist(),
+            ids[impressions.user_history(i)].tolist(),
             ids[impressions.candidates(i)].tolist(),
             None if impressions.labels is None else impressions.candidate_labels(i).tolist(),
         )
@@ -114,7 +114,7 @@ def test_distinct_histories_are_stored_once(tmp_path):
     assert train.history.tolist() == [0, 1, 0]
     assert train.history_offsets.tolist() == [0, 3, 3]
     assert train.history_news.tolist() == [0, 2, 0]
-    assert train.reader_history(1).tolist() == []
+    assert train.user_history(1).tolist() == []
 
 
 def test_report_counts_and_names_the_files(tmp_path):

@@ -77,7 +77,7 @@ def test_every_row_is_the_csvs(pair, made):
             assert part.users[i] == "U" + row["impression_id"]
             assert str(part.times[i]) == "2019-11-15T12:00:00"
             assert part.candidate_labels(i).tolist() == [int(row["label"] == f"C{k}") for k in range(1, 11)]
-            for told, found in (("history", part.reader_history(i)), ("candidate", part.candidates(i))):
+            for told, found in (("history", part.user_history(i)), ("candidate", part.candidates(i))):
                 assert news.ids[found].tolist() == row[f"{told}_news_id"].split("\n")
                 for column, texts in (
                     ("title", news.title), ("category", news.category),

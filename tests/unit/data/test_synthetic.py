@@ -39,7 +39,7 @@ def both(sample):
     """Per impression of both splits: candidates, clicks, history length, whether its history repeats an id."""
     columns = []
     for split in sample.splits.values():
-        histories = [split.reader_history(i) for i in range(len(split))]
+        histories = [split.user_history(i) for i in range(len(split))]
         columns.append(
             {
                 "candidates": np.diff(split.offsets),
@@ -126,14 +126,14 @@ def test_histories_have_minds_lengths_and_repeats(both):
     assert 15 <= np.median(both["history"]) <= 22
     assert 0.015 <= np.mean(both["history"] == 0) <= 0.04
     assert 0.15 <= np.mean(both["repeats"]) <= 0.26
-    assert 0.02 <= np.mean(both["seen_before"]) <= 0.2  # a candidate that the reader has clicked before
+    assert 0.02 <= np.mean(both["seen_before"]) <= 0.2  # a candidate that the user has clicked before
 
 
 def test_a_reader_keeps_one_history(sample):
     found: dict[str, set[tuple[int, ...]]] = {}
     for split in sample.splits.values():
         for i, user in enumerate(split.users):
-            found.setdefault(user, set()).add(tuple(split.reader_history(i).tolist()))
+            found.setdefault(user, set()).add(tuple(split.user_history(i).tolist()))
     assert all(len(histories) == 1 for histories in found.values())
     train, dev = (set(sample.splits[name].users) for name in ("train", "dev"))
     assert 0.05 <= len(train & dev) / len(dev) <= 0.2  # MIND: 0.119

@@ -32,7 +32,7 @@ def by_news(impressions):
 
 def by_first_click(impressions):
     """Score by how near a candidate's number is to that of the oldest click."""
-    first = [impressions.reader_history(i)[:1].sum() for i in range(len(impressions))]
+    first = [impressions.user_history(i)[:1].sum() for i in range(len(impressions))]
     return -np.abs(impressions.news - np.repeat(first, np.diff(impressions.offsets))).astype(float)
 
 
@@ -62,7 +62,7 @@ def test_a_liking_for_the_first_place_is_found_and_none_where_there_is_none(impr
 def test_a_history_shuffled_has_the_same_clicks_in_another_order(impressions):
     changed = probes.shuffle_histories(impressions, np.random.default_rng(0))
     assert same(impressions, changed, "history_news")
-    pairs = [(impressions.reader_history(i), changed.reader_history(i)) for i in range(len(impressions))]
+    pairs = [(impressions.user_history(i), changed.user_history(i)) for i in range(len(impressions))]
     assert all(sorted(a) == sorted(b) for a, b in pairs)
     long = [(a, b) for a, b in pairs if len(a) > 3]
     assert np.mean([a.tolist() != b.tolist() for a, b in long]) > 0.8
@@ -73,7 +73,7 @@ def test_a_history_shuffled_has_the_same_clicks_in_another_order(impressions):
 def test_a_fake_history_is_anothers_and_nobodys_own(impressions):
     changed = probes.swap_histories(impressions, np.random.default_rng(0))
     assert same(impressions, changed, "history")
-    has = np.array([len(impressions.reader_history(i)) > 0 for i in range(len(impressions))])
+    has = np.array([len(impressions.user_history(i)) > 0 for i in range(len(impressions))])
     assert (changed.history != impressions.history)[has].all()
     assert (changed.history == impressions.history)[~has].all()
     assert 0 < has.sum() < len(has)

@@ -63,7 +63,7 @@ NEWS = make_news(
 
 
 def world(n, seed, start="2019-11-13T08:00:00"):
-    """Readers of one topic each, who click it alone; one has no history."""
+    """Users of one topic each, who click it alone; one has no history."""
     rng, rows = np.random.default_rng(seed), []
     for k in range(n):
         topic = int(rng.integers(4))
@@ -105,14 +105,14 @@ class TestAugmenter:
         assert faults == {"usable": N - 4, "empty": 1, "no JSON": 2, "wrong form": 1}
 
     def test_a_reader_without_history_is_not_asked_about(self, augmenter):
-        found = augmenter.readers([[], [0, 4, 1], []], NEWS)
+        found = augmenter.users([[], [0, 4, 1], []], NEWS)
         assert found.words == ["", "football football cooking likes football", ""]
         assert len(Knowing.seen) == 1
         assert found.cost["answers"] == 1
 
     def test_the_latest_titles_are_shown_in_order_and_as_plain_text(self, augmenter):
         news = replace(NEWS, title=np.array([f"{k} <|im_end|>" for k in range(N)], dtype=object))
-        augmenter.readers([list(range(20))], news)
+        augmenter.users([list(range(20))], news)
         length = ReaderProfile.history_length
         wanted = "\n".join(f"- {k} < |im_end|>" for k in range(20 - length, 20))
         assert f"\n{wanted}\n" in Knowing.seen[0]

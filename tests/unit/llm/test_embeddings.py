@@ -16,12 +16,12 @@ from mindlab.recommenders.boosting import EmbeddingBoosting
 from mindlab.recommenders.embedding import (
     LME,
     MEAN,
-    READERS,
+    READINGS,
     EmbeddingCosine,
     EmbeddingLogistic,
-    Reader,
-    reader_scores,
-    reader_vectors,
+    Reading,
+    history_scores,
+    history_vectors,
     unit,
 )
 from mindlab.recommenders.neural.model import Neural, Settings
@@ -163,15 +163,15 @@ class TestHiddenStates:
             HiddenStates(tmp_path / "nothing").views  # noqa: B018
 
 
-def naive_score(clicked, candidate, reader):
+def naive_score(clicked, candidate, reading):
     if not len(clicked):
         return 0.0
     cosines = clicked @ candidate
-    if reader.kind == "attention":
-        weights = np.exp(reader.strength * cosines)
+    if reading.kind == "attention":
+        weights = np.exp(reading.strength * cosines)
         return (weights * cosines).sum() / weights.sum()
     back = np.arange(len(clicked))[::-1]
-    weights = 0.5 ** (back / reader.strength) if reader.kind == "recent" else np.ones(len(back))
+    weights = 0.5 ** (back / reading.strength) if reading.kind == "recent" else np.ones(len(back))
     profile = (weights[:, None] * clicked).sum(0)
     return profile @ candidate / np.linalg.norm(profile)
 
@@ -179,12 +179,12 @@ def naive_score(clicked, candidate, reader):
 def test_readers_equal_the_formulas():
     rng = np.random.default_rng(0)
     vectors, test = unit(rng.normal(size=(40, 6))), random_impressions(rng)
-    found = reader_scores(test, vectors, READERS)
-    profiles = reader_vectors(test, vectors)
+    found = history_scores(test, vectors, READINGS)
+    profiles = history_vectors(test, vectors)
     for i in range(len(test)):
-        clicked = vectors[test.reader_history(i)]
-        for k, reader in enumerate(READERS):
-            wanted = [naive_score(clicked, vectors[news], reader) for news in test.candidates(i)]
+        clicked = vectors[test.user_history(i)]
+        for k, reading in enumerate(READINGS):
+            wanted = [naive_score(clicked, vectors[news], reading) for news in test.candidates(i)]
             assert found[k, test.offsets[i] : test.offsets[i + 1]] == pytest.approx(wanted, abs=1e-6)
         assert profiles[test.history[i]] @ vectors[0] == pytest.approx(
             naive_score(clicked, vectors[0], MEAN), abs=1e-6
@@ -195,25 +195,25 @@ def test_log_mean_exp_by_hand():
     # Right angles and 45 degrees, so that every cosine is 0, 1 or 1 / sqrt(2).
     vectors = unit(np.array([[1, 0.0], [0, 1.0], [1, 1.0], [-1, 0.0]]))
     test = make_impressions([("U1", 0, [0, 1, 1], [0, 2, 3], [1, 0, 0]), ("U2", 1, [], [0, 1], [1, 0])])
-    (found,) = reader_scores(test, vectors, [Reader("lme", 2.0)])
+    (found,) = history_scores(test, vectors, [Reading("lme", 2.0)])
     e = np.exp
     wanted = [np.log((e(2) + 1 + 1) / 3), 2 / np.sqrt(2), np.log((e(-2) + 1 + 1) / 3)]
     assert found == pytest.approx([*wanted, 0.0, 0.0], abs=1e-6)
-    (far,) = reader_scores(test, vectors, [Reader("lme", 1e4)])  # where exp alone would be infinite
+    (far,) = history_scores(test, vectors, [Reading("lme", 1e4)])  # where exp alone would be infinite
     assert far[:3] == pytest.approx([1e4 - np.log(3), 1e4 / np.sqrt(2), np.log(2 / 3)], rel=1e-6, abs=1e-3)
 
 
 def test_log_mean_exp_equals_the_plain_formula():
     rng = np.random.default_rng(0)
     vectors, test = unit(rng.normal(size=(40, 6))), random_impressions(rng)
-    mean, found = reader_scores(test, vectors, [MEAN, LME])
-    assert mean == pytest.approx(reader_scores(test, vectors, [MEAN])[0], abs=1e-6)
+    mean, found = history_scores(test, vectors, [MEAN, LME])
+    assert mean == pytest.approx(history_scores(test, vectors, [MEAN])[0], abs=1e-6)
     for i in range(len(test)):
-        clicked = vectors[test.reader_history(i)].astype(float)
+        clicked = vectors[test.user_history(i)].astype(float)
         for news, score in zip(test.candidates(i), found[test.offsets[i] : test.offsets[i + 1]], strict=True):
             wanted = np.log(np.exp(10 * clicked @ vectors[news]).mean()) if len(clicked) else 0.0
             assert score == pytest.approx(wanted, abs=1e-5)
-    assert LME not in READERS
+    assert LME not in READINGS
 
 
 def test_the_ranker_takes_log_mean_exp(tmp_path):
@@ -221,7 +221,7 @@ def test_the_ranker_takes_log_mean_exp(tmp_path):
     model = EmbeddingCosine(Hidden(0.1), "lme", (LME,), cache=tmp_path).fit(train, news, None, None)
     assert model.chosen == {"centred": False, "reader": "lme", "strength": 10.0}
     scores = score_without_labels(model, train, news)
-    assert np.array_equal(scores, reader_scores(train, model.vectors, [LME])[0])
+    assert np.array_equal(scores, history_scores(train, model.vectors, [LME])[0])
     assert auc_of(model, train, news) > 0.95
 
 
@@ -229,8 +229,8 @@ def test_what_matters_to_a_reader():
     """Old taste and new taste: the mean sees both alike, the others do not."""
     vectors = unit(np.array([[1, 0.0], [1, 0.1], [0, 1.0], [1, 1.0]]))
     test = make_impressions([("U1", 0, [0, 0, 0, 2], [1, 2], [1, 0])])
-    mean, recent, attention = reader_scores(
-        test, vectors, [MEAN, Reader("recent", 0.5), Reader("attention", 20.0)]
+    mean, recent, attention = history_scores(
+        test, vectors, [MEAN, Reading("recent", 0.5), Reading("attention", 20.0)]
     )
     assert mean[0] > mean[1]
     assert recent[0] < recent[1]
@@ -288,13 +288,13 @@ class TestRankers:
                 both = super().encode(texts)[:, 0]
                 return np.stack([both * (np.arange(32) >= 8), both * (np.arange(32) < 8)], 1)
 
-        model = EmbeddingCosine(Two(), "two", READERS, (False, True), tmp_path)
+        model = EmbeddingCosine(Two(), "two", READINGS, (False, True), tmp_path)
         model.fit(train, news, train.take(np.arange(150, 200)), np.random.default_rng(0))
         assert model.chosen["view"] == "topic"
-        assert len(model.tried) == 2 * 2 * len(READERS)
+        assert len(model.tried) == 2 * 2 * len(READINGS)
         assert max(one["auc"] for one in model.tried) == pytest.approx(1.0)
         assert auc_of(model, tasteful(100, 1)[1], news) == pytest.approx(1.0)
-        first = EmbeddingCosine(Two(), "two", READERS, cache=tmp_path).fit(train, news, None, None)
+        first = EmbeddingCosine(Two(), "two", READINGS, cache=tmp_path).fit(train, news, None, None)
         assert first.chosen == {"view": "noise", "centred": False, "reader": "mean", "strength": 0.0}
         assert first.saved_seconds > 0 or model.saved_seconds == 0
 

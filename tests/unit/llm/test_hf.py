@@ -204,7 +204,7 @@ def test_prefixes_share_their_beginning_whatever_came_before(engines, passes, mo
 
     assert read(system) == [10]
     assert read(first) == [15]
-    assert read(first) == []  # the same reader again
+    assert read(first) == []  # the same user again
     assert read(second) == [15]  # another: the system prompt is known
     assert read(first[:18]) == [1]  # all its keys are known, the state at its end is not
     assert read([*first, 7]) == [1]
@@ -636,7 +636,7 @@ def naive_listwise(engine, chat, history, candidates, order) -> np.ndarray:
 def test_listwise_scores_equal_one_plain_call_per_order(both):
     engine, chat = both
     rng = np.random.default_rng(3)
-    readers = [
+    users = [
         (
             [TITLES[k] for k in history],
             [TITLES[k] for k in shown],
@@ -646,16 +646,16 @@ def test_listwise_scores_equal_one_plain_call_per_order(both):
     ]
     expected = [
         [naive_listwise(engine, chat, history, shown, order) for order in orders]
-        for history, shown, orders in readers
+        for history, shown, orders in users
     ]
     scorer = make_listwise(engine, chat)
-    found = scorer.score_orders(readers)
+    found = scorer.score_orders(users)
     for one, other in zip(found, expected, strict=True):
         np.testing.assert_allclose(one, other, atol=1e-3)
     np.testing.assert_allclose(np.exp(found[0]).mean(axis=1), 1)  # 0 is what a blind choice gives
     assert np.ptp(found[0]) > 0.01
-    for reader, one in zip(readers, found, strict=True):  # whoever is scored with them
-        np.testing.assert_allclose(scorer.score_orders([reader])[0], one, atol=1e-3)
+    for user, one in zip(users, found, strict=True):  # whoever is scored with them
+        np.testing.assert_allclose(scorer.score_orders([user])[0], one, atol=1e-3)
 
 
 def test_more_candidates_than_letters_or_room_make_more_lists(engines, glm4_chat):

@@ -67,7 +67,7 @@ def _nothing_asked(monkeypatch):
         monkeypatch.setattr(Quoting, name, value)
 
 
-def readers(*histories):
+def users(*histories):
     rows = [(f"U{k}", k, history, [38, 39], [1, 0]) for k, history in enumerate(histories)]
     return make_impressions(rows).without_labels()
 
@@ -82,7 +82,7 @@ def quoted(first, end):
 
 class TestWays:
     def test_hierarchical_puts_the_summaries_of_the_blocks_together(self, tmp_path):
-        found = summarise("hierarchical", readers(range(12), [7, 8, 9], []), tmp_path)
+        found = summarise("hierarchical", users(range(12), [7, 8, 9], []), tmp_path)
         assert found.texts == [f"[[{quoted(0, 5)}] [{quoted(5, 10)}] [{quoted(10, 12)}]].", "[t7 t8 t9].", ""]
         assert [text.count("\n") for text in Quoting.asked] == [2, 3, 5, 5, 3]  # by length, in two rounds
         assert {key: found.cost[key] for key in ("answers", "usable", "tokens_read", "tokens_written")} == {
@@ -91,13 +91,13 @@ class TestWays:
 
     def test_more_blocks_than_one_question_holds_take_a_round_more(self, tmp_path):
         n = BLOCK * BLOCK + 2
-        found = summarise("hierarchical", readers(range(n)), tmp_path)
+        found = summarise("hierarchical", users(range(n)), tmp_path)
         blocks = [f"[{quoted(k, min(k + BLOCK, n))}]" for k in range(0, n, BLOCK)]
         assert found.texts == [f"[[{' '.join(blocks[:BLOCK])}] {blocks[BLOCK]}]."]
         assert found.cost["answers"] == len(blocks) + 2, "a text that is alone is not asked about"
 
     def test_recurrent_takes_each_block_with_the_summary_so_far(self, tmp_path):
-        found = summarise("recurrent", readers(range(12), range(20, 27)), tmp_path)
+        found = summarise("recurrent", users(range(12), range(20, 27)), tmp_path)
         first, second = f"[{quoted(0, 5)}]", f"[{quoted(20, 25)}]"
         assert found.texts == [
             f"[[{first} {quoted(5, 10)}] {quoted(10, 12)}].",
@@ -106,13 +106,13 @@ class TestWays:
         assert found.cost["answers"] == 5
 
     def test_a_round_is_asked_with_the_texts_of_the_round_before(self, tmp_path):
-        summarise("recurrent", readers(range(12), range(20, 32)), tmp_path)
+        summarise("recurrent", users(range(12), range(20, 32)), tmp_path)
         depth = [text.count("[") for text in Quoting.asked]
         assert depth == [0, 0, 1, 1, 2, 2]
 
     @pytest.mark.parametrize("way", ["hierarchical", "recurrent"])
     def test_a_history_that_comes_twice_is_read_once(self, tmp_path, way):
-        impressions = readers(range(4), [7, 8], range(4)).take(np.array([2, 1, 0, 1]))
+        impressions = users(range(4), [7, 8], range(4)).take(np.array([2, 1, 0, 1]))
         found = summarise(way, impressions, tmp_path)
         assert found.texts == ["[t0 t1 t2 t3].", "[t7 t8].", "[t0 t1 t2 t3].", "[t7 t8]."]
         assert len(Quoting.asked) == 2
@@ -155,21 +155,21 @@ class TestFaults:
     def test_where_nothing_is_written_what_there_is_stays(self, tmp_path, monkeypatch):
         first, second = quoted(0, 5), quoted(5, 10)
         monkeypatch.setattr(Quoting, "spoilt", {second: "", f"[{first}] {second}": " \n"})
-        found = summarise("hierarchical", readers(range(10)), tmp_path)
+        found = summarise("hierarchical", users(range(10)), tmp_path)
         assert found.texts == [f"[{first}]."]
         assert {key: found.cost[key] for key in ("answers", "usable", "empty")} == {
             "answers": 2, "usable": 1, "empty": 1,
         }  # fmt: skip
-        found = summarise("recurrent", readers(range(12)), tmp_path)
+        found = summarise("recurrent", users(range(12)), tmp_path)
         assert found.texts == [f"[[{first}] {quoted(10, 12)}]."]
         assert found.cost["empty"] == 1
         monkeypatch.setattr(Quoting, "spoilt", {f"[{first}] [{second}]": ""})
-        assert summarise("hierarchical", readers(range(10)), tmp_path).texts == [f"[{second}]."]
+        assert summarise("hierarchical", users(range(10)), tmp_path).texts == [f"[{second}]."]
 
     @pytest.mark.parametrize("way", ["hierarchical", "recurrent"])
     def test_a_writer_that_never_answers_stops_nothing(self, tmp_path, way, monkeypatch):
         monkeypatch.setattr(Quoting, "answer", lambda self, text: "")
-        found = summarise(way, readers(range(12), [1, 2]), tmp_path)
+        found = summarise(way, users(range(12), [1, 2]), tmp_path)
         assert found.texts == ["", ""]
         assert found.cost["usable"] == 0
         assert found.cost["empty"] == found.cost["answers"] == 4
@@ -180,7 +180,7 @@ class TestFaults:
 
 @pytest.mark.parametrize("way", ["hierarchical", "recurrent"])
 def test_a_run_that_was_killed_ends_in_the_same_bytes(tmp_path, way, monkeypatch):
-    impressions = readers(*(range(k, k + n) for k, n in enumerate((12, 3, 25, 10, 17, 6, 11))))
+    impressions = users(*(range(k, k + n) for k, n in enumerate((12, 3, 25, 10, 17, 6, 11))))
     whole = summarise(way, impressions, tmp_path / "whole")
     n = Quoting.batches
     assert n > 5
@@ -204,7 +204,7 @@ def test_a_run_that_was_killed_ends_in_the_same_bytes(tmp_path, way, monkeypatch
 
 @pytest.mark.parametrize("way", ["hierarchical", "recurrent"])
 def test_no_summary_knows_the_target(tmp_path, way):
-    """Of protocol `sampled`: what a reader clicked last is in none of the prompts about them."""
+    """Of protocol `sampled`: what a user clicked last is in none of the prompts about them."""
     mind = read_mind(SAMPLE)
     test = Sampled().splits(mind, 42)["test"]
     titles = np.array([f"t{k}" for k in range(len(mind.news))], dtype=object)
@@ -215,9 +215,9 @@ def test_no_summary_knows_the_target(tmp_path, way):
         said = re.findall(r"\bt(\d+)\b", " ".join(Quoting.asked))
         (target,) = test.candidates(i)[test.candidate_labels(i) == 1]
         assert str(target) not in said
-        assert {int(k) for k in said} == set(test.reader_history(i).tolist())
+        assert {int(k) for k in said} == set(test.user_history(i).tolist())
         shown += len(set(said))
-        assert INTERACTIONS[0] <= len(test.reader_history(i)) <= INTERACTIONS[1]
+        assert INTERACTIONS[0] <= len(test.user_history(i)) <= INTERACTIONS[1]
     assert shown > 30 * 10
 
 
@@ -230,7 +230,7 @@ def test_titles_in_a_question_are_plain_text(tmp_path):
 
 @pytest.fixture(scope="module")
 def data(tmp_path_factory):
-    """A folder of synthetic MIND whose readers have clicks enough."""
+    """A folder of synthetic MIND whose users have clicks enough."""
     folder = tmp_path_factory.mktemp("data")
     make_sample(folder, 120, 60, seed=4)
     return folder
@@ -260,7 +260,7 @@ def test_records_hold_the_summary_the_latest_titles_and_one_candidate(data, tmp_
         head, _, candidate = record["input"].rpartition("Yes. or No.\n- ")
         shown = re.findall(r"^- (.*)$", head, re.M)
         assert any(
-            shown == titles[train.reader_history(i)[-5:]].tolist()
+            shown == titles[train.user_history(i)[-5:]].tolist()
             and record["output"] == ("No.", "Yes.")[label]
             for i, label in by_title[candidate]
         )
@@ -405,7 +405,7 @@ def test_the_table_has_a_column_for_writing(tmp_path):
 
 @pytest.mark.model
 def test_the_small_model_writes_and_is_scored_beside_the_others(smollm2, tmp_path, monkeypatch):
-    """Two readers: scripts/compare.py gives the row without a summary, the one with it, and the difference."""
+    """Two users: scripts/compare.py gives the row without a summary, the one with it, and the difference."""
     from mindlab.common import cli
     from scripts import compare
 

@@ -361,9 +361,9 @@ def test_no_test_prompt_depends_on_a_label(test_prompts_of, form):
 def test_a_siblings_click_in_the_history_is_noticed(test_prompts_of, monkeypatch, form):
     def with_clicks(impressions, i):
         clicked = impressions.candidates(i)[impressions.candidate_labels(i) == 1]
-        return np.append(reader_history(impressions, i), clicked)
+        return np.append(user_history(impressions, i), clicked)
 
-    reader_history = Impressions.reader_history
+    user_history = Impressions.user_history
     monkeypatch.setattr(Impressions, "reader_history", with_clicks)
     with pytest.raises(AssertionError, match="a prompt depends on a label"):
         prompts_without_labels(test_prompts_of, "dev", form)

@@ -50,7 +50,7 @@ def tiny_bert(tmp_path_factory):
 
 
 def tasteful(n, seed):
-    """Readers who click what is of their topic, one candidate in four; titles of a topic and two idle words."""
+    """Users who click what is of their topic, one candidate in four; titles of a topic and two idle words."""
     rng = np.random.default_rng(seed)
     word = np.random.default_rng(0)
     news = make_news([" ".join([TOPICS[k % 4], *word.choice(WORDS, 2)]) for k in range(160)])

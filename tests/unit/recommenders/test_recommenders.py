@@ -422,7 +422,7 @@ def test_history_share_equals_the_plain_count():
     topic = np.array([f"t{i % 7}" for i in range(40)], dtype=object)
     found = history_share(test, topic)
     for i in range(len(test)):
-        history = topic[test.reader_history(i)]
+        history = topic[test.user_history(i)]
         plain = [np.mean(history == t) if len(history) else 0.0 for t in topic[test.candidates(i)]]
         assert found[test.offsets[i] : test.offsets[i + 1]] == pytest.approx(plain)
 
@@ -440,7 +440,7 @@ TOPICS = ("storm", "match", "budget", "recipe")
 
 
 def tasteful(n, seed):
-    """Readers with one topic each, who click it; titles say their topic, and nothing else tells it."""
+    """Users with one topic each, who click it; titles say their topic, and nothing else tells it."""
     rng = np.random.default_rng(seed)
     fill = ["the", "a", "of", "on", "in", "for", "with", "after", "before", "under", "over", "near"]
     titles = [f"{' '.join(rng.permutation(fill)[:3])} {TOPICS[i % 4]} {i}" for i in range(80)]
@@ -505,7 +505,7 @@ def test_tfidf_equals_the_dense_formula(monkeypatch):
     vectors = np.array([[title.count(word) for word in vocabulary] for title in words]) * idf
     vectors /= np.linalg.norm(vectors, axis=1, keepdims=True)
     for i in range(2):
-        mean = vectors[THREE.reader_history(i)].mean(axis=0)
+        mean = vectors[THREE.user_history(i)].mean(axis=0)
         assert found[i] == pytest.approx(vectors[THREE.candidates(i)] @ mean / np.linalg.norm(mean))
     assert found[0][0] > 0.3 > found[0][1] == 0.0  # the other Tigers title, the senate
     assert found[2].tolist() == [0.0, 0.0, 0.0]

@@ -78,7 +78,7 @@ def data(tmp_path_factory):
 
 
 def test_scores_are_the_same_bytes_here_there_and_with_a_worker_killed(data, tiny_glm, tmp_path, monkeypatch):
-    """Parts of two impressions, the first two of one reader; the worker dies with a model and half a part."""
+    """Parts of two impressions, the first two of one user; the worker dies with a model and half a part."""
     monkeypatch.setattr(llm, "PART_SIZE", {"hf": 2})
     # Relative paths, which the workers must find all the same.
     monkeypatch.chdir(data.parent)

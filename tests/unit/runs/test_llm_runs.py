@@ -133,7 +133,7 @@ def test_a_readers_impressions_follow_each_other_and_the_file_is_in_the_splits_o
     rows = rows_of(request_of(limit=None).run(tmp_path / "run"))
     readers = [impression.history[0] for impression in fake_scorer]
     turns = [b for a, b in zip([None, *readers], readers, strict=False) if a != b]
-    assert len(turns) == len(set(readers)) < len(readers)  # each reader once, some with several impressions
+    assert len(turns) == len(set(readers)) < len(readers)  # each user once, some with several impressions
     asked = [int(impression.ids[0]) for impression in fake_scorer]
     assert asked != sorted(asked)
     places = [(row["case_id"], row["position"]) for row in rows]
@@ -457,7 +457,7 @@ def test_own_headlines_get_the_scores_of_the_same_impression(request_of, data, t
     title_of = dict(zip(mind.news.ids, mind.news.title, strict=True))
     test = Dev().splits(mind)["test"]
     for case in limit(len(test), 3, 42):
-        history = mind.news.title[test.reader_history(case)].tolist()
+        history = mind.news.title[test.user_history(case)].tolist()
         expected = {title_of[row["news_id"]]: row["score"] for row in rows if row["case_id"] == case}
         ranking = llm.rank_titles(request.options, history, list(expected))
         assert dict(ranking) == pytest.approx(expected, abs=1e-4)
@@ -507,7 +507,7 @@ def test_rank_names_the_file_that_is_wrong(run_script, tiny_glm, tmp_path, histo
 
 
 def test_a_part_is_the_same_bytes_whatever_was_scored_before_it(request_of):
-    """One reader's impressions in two parts: the second would find the history read, and end in other digits."""
+    """One user's impressions in two parts: the second would find the history read, and end in other digits."""
     request = request_of(limit=12)
     alone, after = request.work(), request.work()
     parts = [after.rows[i : i + 2] for i in range(0, 12, 2)]

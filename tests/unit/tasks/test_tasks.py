@@ -182,7 +182,7 @@ def test_sampled_asks_for_the_last_click():
     known = {}
     for part in mind.splits.values():
         for i, user in enumerate(part.users):
-            known.setdefault(str(user), []).append(part.reader_history(i))
+            known.setdefault(str(user), []).append(part.user_history(i))
     test, train = splits["test"], splits["train"]
     assert not set(test.users) & set(train.users)
     assert len(train) == int(0.8 * (len(train) + len(test)))
@@ -192,7 +192,7 @@ def test_sampled_asks_for_the_last_click():
     for part in (test, train):
         for i in range(len(part)):
             whole = known[part.users[i]][0]
-            labels, shown, history = part.candidate_labels(i), part.candidates(i), part.reader_history(i)
+            labels, shown, history = part.candidate_labels(i), part.candidates(i), part.user_history(i)
             assert shown[labels == 1].tolist() == [whole[-1]]
             assert not np.isin(shown[labels == 0], whole).any()
             assert history.tolist() == whole[whole != whole[-1]][-INTERACTIONS[1] :].tolist()
