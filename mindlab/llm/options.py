@@ -11,7 +11,8 @@ from mindlab.prompts.summary import check_way
 from mindlab.tasks import Task
 
 ENGINES = ("hf", "vllm")
-TEMPLATE_OF = {"glm": "glm4", "glm4": "glm4", "llama": "smollm2"}  # by config.json's model_type
+# By config.json's model_type.
+TEMPLATE_OF = {"glm": "glm4", "glm4": "glm4", "llama": "smollm2", "qwen3": "qwen3_nothink"}
 
 
 @dataclass(frozen=True)

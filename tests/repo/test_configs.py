@@ -7,6 +7,7 @@ import pytest
 
 from mindlab.common.errors import UserError
 from mindlab.finetune import factory
+from mindlab.llm.options import TEMPLATE_OF
 from tests.conftest import ROOT
 
 CONFIGS = sorted((ROOT / "configs").rglob("*.y*ml"))
@@ -90,11 +91,13 @@ def test_the_tutorials_pair_agrees():
     assert train["dataset"] == "mind"
 
 
-def test_model_and_template_belong_together():
+def test_a_model_has_one_template():
+    found = {}
     for path in CONFIGS:
         settings = factory.load(path)
-        expected = "glm4" if "glm-4" in settings["model_name_or_path"].lower() else "smollm2"
-        assert settings["template"] == expected, path
+        found.setdefault(settings["model_name_or_path"], set()).add(settings["template"])
+    assert {model: templates for model, templates in found.items() if len(templates) > 1} == {}
+    assert {template for templates in found.values() for template in templates} <= set(TEMPLATE_OF.values())
 
 
 def test_output_folders_differ_and_resume():
