@@ -59,13 +59,13 @@ def main() -> None:
     parser.add_argument(
         "--history",
         type=int,
-        help="latest titles of a reader to use (next_click, next_topic 12, pointwise 8, summary 5)",
+        help="latest titles of a user to use (next_click, next_topic 12, pointwise 8, summary 5)",
     )
     parser.add_argument(
         "--summary",
         choices=Summary.ways,
         default="recent",
-        help="summary: how --model writes what a reader likes (default recent: not at all)",
+        help="summary: how --model writes what a user likes (default recent: not at all)",
     )
     parser.add_argument(
         "--language", choices=("en", "zh"), default="en", help="language of the prompt's frame"
@@ -73,12 +73,12 @@ def main() -> None:
     parser.add_argument("--limit", type=int, help="a seeded random choice of that many impressions per split")
     parser.add_argument(
         "--interests", type=int, default=1,
-        help="next_click: subcategories of a reader to one list (default 1; 0: one list a reader)",
+        help="next_click: subcategories of a user to one list (default 1; 0: one list a user)",
     )  # fmt: skip
     parser.add_argument(
         "--permute-titles",
         action="store_true",
-        help="next_click, next_topic: a control, titles dealt out to any reader",
+        help="next_click, next_topic: a control, titles dealt out to any user",
     )
     parser.add_argument(
         "--missing", choices=("error", "drop"), default="error", help="unknown news: stop or drop"

@@ -109,7 +109,7 @@ def arguments() -> argparse.Namespace:
     parser.add_argument(
         "--cross-encoder",
         metavar="MODEL",
-        help="also fine-tune this encoder, such as a BERT, to read reader and candidate together: a folder or hub id",
+        help="also fine-tune this encoder, such as a BERT, to read user and candidate together: a folder or hub id",
     )
     parser.add_argument(
         "--cross-pairs",

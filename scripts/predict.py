@@ -74,7 +74,7 @@ def main() -> None:
     parser.add_argument(
         "--history",
         type=int,
-        help="latest titles of a reader to use (next_click, next_topic 12, summary 5, others 8)",
+        help="latest titles of a user to use (next_click, next_topic 12, summary 5, others 8)",
     )
     parser.add_argument(
         "--orders", type=int, help="listwise: orders of the candidates whose scores are averaged (default 3)"
@@ -96,7 +96,7 @@ def main() -> None:
         "--summary",
         choices=Summary.ways,
         default="recent",
-        help="format summary: how --model, without the adapter, writes what a reader likes (default recent: not at all)",
+        help="format summary: how --model, without the adapter, writes what a user likes (default recent: not at all)",
     )
     parser.add_argument(
         "--cutoff-len", type=int, default=1024, help="longest prompt in tokens (default 1024)"

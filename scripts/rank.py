@@ -43,7 +43,7 @@ def read_titles(path: Path) -> list[str]:
 def main() -> None:
     """Read the two files, score, print the ranking."""
     parser = cli.parser(__doc__)
-    parser.add_argument("--history", required=True, type=Path, help="what the reader clicked, oldest first")
+    parser.add_argument("--history", required=True, type=Path, help="what the user clicked, oldest first")
     parser.add_argument("--candidates", required=True, type=Path, help="the headlines to rank")
     parser.add_argument("--model", required=True, help="model folder or hub id")
     parser.add_argument("--adapter", help="output_dir of a LLaMA-Factory LoRA run of this model")

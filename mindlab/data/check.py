@@ -164,7 +164,7 @@ def _unlike_recprompt(split: str, rows: Impressions) -> list[str]:
 
 
 def _faults_by_split(folder: Path, first: str) -> list[str]:
-    """Return the reader's complaints about each split alone or, if there are none, about all together."""
+    """Return `read_mind`'s complaints about each split alone or, if there are none, about all together."""
     texts = []
     for split in SPLITS:
         try:

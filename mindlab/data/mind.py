@@ -88,7 +88,7 @@ class Impressions:
         return self.labels[self.offsets[i] : self.offsets[i + 1]]
 
     def user_history(self, i: int) -> np.ndarray:
-        """Return the int32 news indices the reader of impression i clicked before, oldest first."""
+        """Return the int32 news indices the user of impression i clicked before, oldest first."""
         h = self.history[i]
         return self.history_news[self.history_offsets[h] : self.history_offsets[h + 1]]
 

@@ -332,8 +332,8 @@ def _make_split(
     # Some impressions show a news that the user has clicked before: raise what chance gives to the share.
     owner = np.repeat(np.arange(n), sizes)
     n_news = len(news.birth)
-    reader = np.repeat(np.arange(len(users.ids)), np.diff(users.offsets))
-    is_old = np.isin(user[owner] * n_news + shown, reader * n_news + users.history)
+    clicked_by = np.repeat(np.arange(len(users.ids)), np.diff(users.offsets))
+    is_old = np.isin(user[owner] * n_news + shown, clicked_by * n_news + users.history)
     shows_old = np.bincount(owner[is_old], minlength=n) > 0
     lacking = max(0.0, world.candidate_in_history - shows_old.mean()) / max(1e-9, 1 - shows_old.mean())
     has_history = np.diff(users.offsets)[user] > 0

@@ -317,8 +317,8 @@ def _audit_alpaca(
         answers = sorted(set(train.outputs))
         layout = Layout(train.prompts, answers if len(answers) <= MOST_ANSWERS else [])
         contents = [[_content(layout, prompt) for prompt in part.prompts] for part in (train, test)]
-        readers = [content.user for content in contents[1]]
-        verdicts.append(_rule(layout, train, test, readers))
+        users = [content.user for content in contents[1]]
+        verdicts.append(_rule(layout, train, test, users))
         verdicts += _sharing(train, test, contents, has_parts=test_file is not None)
         verdicts += _questions([train, test], measure, cutoff)
         verdicts += _answers(test)
@@ -341,9 +341,9 @@ def _outputs(*parts: Part) -> list[Verdict]:
     return [Verdict("NOTE", "outputs", text, len(wrong), sum(map(len, parts)), shown)]
 
 
-def _rule(layout: Layout, train: Part, test: Part, readers: list[bytes]) -> Verdict:
+def _rule(layout: Layout, train: Part, test: Part, users: list[bytes]) -> Verdict:
     rng = np.random.default_rng(SEED)
-    rule = fit(layout, train.prompts, train.outputs, test.prompts, test.outputs, readers, rng)
+    rule = fit(layout, train.prompts, train.outputs, test.prompts, test.outputs, users, rng)
     if rule is None:
         return _copied(test)
     return _rule_verdict(rule)
@@ -418,13 +418,13 @@ def _sharing(train: Part, test: Part, contents: list[list[Content]], has_parts: 
     elif has_parts:
         found.append(Verdict("ok", "shared impressions", "no impression stands in both parts", 0, len(test)))
         if again:
-            text = "test records ask what training records ask: the same reader and news, at another time"
+            text = "test records ask what training records ask: the same user and news, at another time"
             found.append(Verdict("NOTE", "repeated pairs", text, len(again), len(test)))
-    readers = {one.user for one in contents[0] if one.user}
-    again = [i for i, one in enumerate(contents[1]) if one.user in readers]
+    users = {one.user for one in contents[0] if one.user}
+    again = [i for i, one in enumerate(contents[1]) if one.user in users]
     if has_parts and again:
-        text = "test records show a list that training records show: the same readers, in both parts"
-        found.append(Verdict("NOTE", "shared readers", text, len(again), len(test)))
+        text = "test records show a list that training records show: the same users, in both parts"
+        found.append(Verdict("NOTE", "shared users", text, len(again), len(test)))
     answers: dict[Prompt, str] = {}
     twice: dict[Prompt, None] = {}
     for part in (train, test):
@@ -517,16 +517,16 @@ def _keys(rows: Impressions) -> list[tuple[str, int, bytes]]:
 def _mind_sharing(mind: Mind, train: Impressions, dev: Impressions) -> list[Verdict]:
     seen = set(_keys(train))
     shared = [i for i, key in enumerate(_keys(dev)) if key in seen]
-    kind, text = "ok", "no impression of dev (reader, time, candidates) stands in train"
+    kind, text = "ok", "no impression of dev (user, time, candidates) stands in train"
     example = None
     if shared:
-        kind, text = "LEAK", "impressions of dev stand in train: the same reader, time and candidates"
-        example = f"impression {dev.ids[shared[0]]} of dev, reader {dev.users[shared[0]]}"
+        kind, text = "LEAK", "impressions of dev stand in train: the same user, time and candidates"
+        example = f"impression {dev.ids[shared[0]]} of dev, user {dev.users[shared[0]]}"
     found = [Verdict(kind, "shared impressions", text, len(shared), len(dev), example)]
     users = np.isin(dev.users.astype(str), np.unique(train.users.astype(str)))
     found.append(
         Verdict(
-            "NOTE", "shared readers", "impressions of dev are of readers in train", int(users.sum()), len(dev)
+            "NOTE", "shared users", "impressions of dev are of users in train", int(users.sum()), len(dev)
         )
     )
     days = np.intersect1d(*(rows.times.astype("datetime64[D]") for rows in (train, dev)))
@@ -586,7 +586,7 @@ def _mind_split(name: str, rows: Impressions, mind: Mind) -> list[Verdict]:
     if held.any():
         row = int(owner[held.argmax()])
         text = (
-            f"{name}: candidates stand in the reader's history; {rows.labels[held].mean():.1%} of them are clicked, "
+            f"{name}: candidates stand in the user's history; {rows.labels[held].mean():.1%} of them are clicked, "
             f"of the others {rows.labels[~held].mean():.1%}"
         )
         example = f"impression {rows.ids[row]}: {_short(str(mind.news.title[rows.news[held.argmax()]]), 80)}"
@@ -598,7 +598,7 @@ def _mind_split(name: str, rows: Impressions, mind: Mind) -> list[Verdict]:
     repeated = count > 1
     if repeated.any():
         mixed = int((repeated & (clicks > 0) & (clicks < count)).sum())
-        text = f"{name}: a reader is shown the same news again; {mixed:,} such pairs have both labels"
+        text = f"{name}: a user is shown the same news again; {mixed:,} such pairs have both labels"
         found.append(Verdict("NOTE", "repeated pairs", text, int((count[repeated] - 1).sum()), len(pair)))
     for place, at in (("first", rows.offsets[:-1]), ("last", rows.offsets[1:] - 1)):
         share = np.add.reduceat(rows.labels, rows.offsets[:-1]) / sizes

@@ -137,7 +137,7 @@ def build(
             file = f"processed/{file_name}"
             parts = progress(parts, name, len(impressions))
             whole, digest = _write_list(
-                out / file, parts, f"{name}: no reader has {form.few}; give more data"
+                out / file, parts, f"{name}: no user has {form.few}; give more data"
             )
             entries[name] = {"file_name": file, "columns": COLUMNS}
             files[name] = {

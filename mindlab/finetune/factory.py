@@ -17,7 +17,6 @@ import signal
 import subprocess
 import sys
 import time
-import types
 import typing
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
@@ -25,6 +24,7 @@ from pathlib import Path
 from typing import IO, Any
 
 import yaml
+from pydantic import PydanticSchemaGenerationError, TypeAdapter, ValidationError
 
 from mindlab.common.errors import UserError
 from mindlab.common.files import MOST_JSON, inside, is_number, lock, read_json, sha256, write_json, write_text
@@ -166,24 +166,14 @@ def check_values(path: str | Path, settings: Mapping[str, Any], parsed: tuple[An
 
 
 def fits(value: Any, hint: Any) -> bool:
-    """Return whether a YAML value can be meant for a field annotated `hint`; unknown hints take anything."""
-    origin = typing.get_origin(hint)
-    if origin in (typing.Union, types.UnionType):
-        return any(fits(value, part) for part in typing.get_args(hint))
-    if origin is typing.Literal:
-        return value in typing.get_args(hint)
-    if isinstance(hint, type) and issubclass(hint, enum.Enum):
-        return value in [item.value for item in hint]
-    if hint is type(None):
-        return value is None
-    if hint is bool:
-        return isinstance(value, bool)
-    if hint is int:
-        return isinstance(value, int) and not isinstance(value, bool)
-    if hint is float:
-        return isinstance(value, int | float) and not isinstance(value, bool)
-    if hint is str:
-        return isinstance(value, str)
+    """Return whether a YAML value can be meant for a field annotated `hint`; a hint that pydantic does not know takes all."""
+    try:
+        # Strict, and by way of JSON: there an Enum is named by its value, and a whole number is a float too.
+        TypeAdapter(hint).validate_json(json.dumps(value, default=str), strict=True)
+    except PydanticSchemaGenerationError:
+        return True
+    except ValidationError:
+        return False
     return True
 
 

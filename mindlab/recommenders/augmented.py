@@ -85,7 +85,7 @@ class TextBoosting(Recommender):
         x, profiles = self.features(some, news)
         if profiles:
             self.saved_seconds += profiles.saved_seconds
-            self.written["profiles of training readers"] = profiles.cost
+            self.written["profiles of training users"] = profiles.cost
         self._model, self.rounds = lambdarank(x, some, valid, seed)
         return self
 
@@ -94,7 +94,7 @@ class TextBoosting(Recommender):
         x, profiles = self.features(test, news)
         if profiles:
             self.saved_scoring_seconds = profiles.saved_seconds
-            self.written["profiles of test readers"] = profiles.cost
+            self.written["profiles of test users"] = profiles.cost
         return self._model.predict(x)
 
     def features(self, rows: Impressions, news: News) -> tuple[np.ndarray, Written | None]:

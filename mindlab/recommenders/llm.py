@@ -137,8 +137,8 @@ class LLMRanker(Recommender):
         settings = (factory.settings_of(asked.adapter) if asked.adapter else None) or {}
         trained = alpaca.texts_written(settings.get("dataset_dir", ""), settings.get("dataset", ""))
         cost = {
-            "summaries of test readers": found.cost,
-            **({"summaries of training readers": trained} if trained else {}),
+            "summaries of test users": found.cost,
+            **({"summaries of training users": trained} if trained else {}),
         }
         return Prepared(dict(zip(test.history.tolist(), found.texts, strict=True)), cost)
 

@@ -2,12 +2,12 @@
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
+from html import escape
 from typing import Any
 
 import numpy as np
 
 from mindlab.report.board import LABELS, blocks
-from mindlab.report.html import escape
 from mindlab.report.numbers import interval_text, score_text, ticks
 
 # compare.py rounds to 0.001 ms, so that 0 means less than that; a log axis has no 0.
@@ -118,6 +118,48 @@ def cost_plot(board: Mapping[str, Any]) -> str:
         f"{''.join(parts)}</svg></div></div>"
         "<figcaption>AUC against the time to score one impression, as each run measured it: "
         f"{key}.</figcaption></figure>"
+    )
+
+
+def loss_plot(steps: np.ndarray, values: np.ndarray, said: str) -> str:
+    """Return the training loss by step, as logged and as a moving mean; `said` is what it is called."""
+    height = 260.0
+    marks, across = ticks(values.min(), values.max(), 5), ticks(0, max(steps.max(), 1), 5)
+    left, right = min(steps.min(), 1.0), max(steps.max(), 2.0)
+
+    def x(step: np.ndarray | float) -> np.ndarray | float:
+        return 100 * (step - left) / (right - left)
+
+    def y(loss: np.ndarray | float) -> np.ndarray | float:
+        return 100 * (marks[-1] - loss) / (marks[-1] - marks[0])
+
+    def line(kind: str, heights: np.ndarray) -> str:
+        points = " ".join(f"{a:.2f},{b:.2f}" for a, b in zip(x(steps), y(heights), strict=True))
+        return f'<polyline class="{kind}" points="{points}"/>'
+
+    grid = "".join(
+        f'<line class="grid" x1="0" x2="100%" y1="{y(mark):.2f}%" y2="{y(mark):.2f}%"/>'
+        f'<text x="-8" y="{height * y(mark) / 100 + 4:.1f}" text-anchor="end">{mark:g}</text>'
+        for mark in marks
+    )
+    grid += "".join(
+        f'<text x="{x(step):.2f}%" y="{height + 20:.0f}" text-anchor="middle">{step:g}</text>'
+        for step in across
+        if left <= step <= right
+    )
+    grid += f'<text x="50%" y="{height + 42:.0f}" text-anchor="middle">step</text>'
+    grid += '<text x="-8" y="-14" text-anchor="end">loss</text>'
+    if len(steps) == 1:
+        curve = f'<circle class="dot static" cx="{x(steps[0]):.2f}%" cy="{y(values[0]):.2f}%" r="5.5"/>'
+    else:
+        # Stretched to the size of the plot; the stroke is not.
+        curve = (
+            '<svg viewBox="0 0 100 100" preserveAspectRatio="none" width="100%" height="100%">'
+            f"{line('raw', values)}{line('smooth', smooth(values))}</svg>"
+        )
+    return (
+        f'<div class="plot"><svg style="height:{height:.0f}px" role="img" aria-label="{escape(said)}">'
+        f"{grid}{curve}</svg></div>"
     )
 
 

@@ -38,26 +38,26 @@ class Sampled(Task):
         """
         self.check_training(mind.splits)
         rng = np.random.default_rng(seed)
-        readers, histories = [], []
+        ids, histories = [], []
         for part in mind.splits.values():
             users, first = np.unique(part.users.astype(str), return_index=True)
             for user, row in zip(users.tolist(), first.tolist(), strict=True):
-                readers.append(user)
+                ids.append(user)
                 histories.append(part.user_history(row))
-        distinct = np.unique(np.array(readers, dtype=object).astype(str), return_index=True)[1]
+        distinct = np.unique(np.array(ids, dtype=object).astype(str), return_index=True)[1]
         chosen = [
             i for i in distinct.tolist() if (histories[i] != histories[i][-1:]).sum() >= INTERACTIONS[0]
         ]
         if len(chosen) < 2:
             raise UserError(
-                f"protocol sampled needs readers with more than {INTERACTIONS[0]} clicks; here are none"
+                f"protocol sampled needs users with more than {INTERACTIONS[0]} clicks; here are none"
             )
         order = rng.permutation(len(chosen))
         cut = int(len(order) * TRAIN_SHARE)
         start = min(part.times.min() for part in mind.splits.values() if len(part))
         return {
             name: _cases(
-                [readers[chosen[i]] for i in rows], [histories[chosen[i]] for i in rows], n, mind, start, rng
+                [ids[chosen[i]] for i in rows], [histories[chosen[i]] for i in rows], n, mind, start, rng
             )
             for name, rows, n in (("train", order[:cut], 1), ("test", order[cut:], NEGATIVES))
         }
@@ -95,7 +95,7 @@ def _cases(
     ends = lambda parts: np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)  # noqa: E731
     return Impressions(
         ids=np.arange(1, len(readers) + 1, dtype=np.int64),
-        users=np.array(readers, dtype=object),
+        users=np.array(ids, dtype=object),
         times=np.full(len(readers), start),
         history=np.arange(len(readers), dtype=np.int32),
         history_offsets=ends(before),

@@ -268,7 +268,7 @@ def test_the_notes(tmp_path):
     dropped = verdict(found, "outputs")
     assert (dropped.kind, dropped.count, dropped.example) == ("NOTE", 1, "train.json, record 502: 1")
     assert verdict(found, "duplicate prompts").count == 3
-    assert verdict(found, "shared readers").count >= 1
+    assert verdict(found, "shared users").count >= 1
     always = sum(record["output"] == "0" for record in test) / len(test)
     assert f"accuracy {always:.3f}" in verdict(found, "constant answer").text
 

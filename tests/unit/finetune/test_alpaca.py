@@ -315,10 +315,10 @@ def test_a_data_set_without_a_record_is_not_written(tmp_path, monkeypatch):
     monkeypatch.setattr("mindlab.prompts.next_click.NO_HISTORY_SHARE", 0.0)
     monkeypatch.setattr("mindlab.prompts.next_topic.NO_HISTORY_SHARE", 0.0)
     mind = a_week([("U1", 0, 5, [0, 10], [3, 12], [1, 0]), ("U2", 5, 5, [1], [4, 5], [1, 0])])
-    with pytest.raises(UserError, match=r"no reader has 3 clicks in one subcategory \(--interests 0 asks"):
+    with pytest.raises(UserError, match=r"no user has 3 clicks in one subcategory \(--interests 0 asks"):
         build(mind, BuildOptions("dev", "next_click"), tmp_path)
     lonely = a_week([("U1", 0, 5, [], [3, 12], [1, 0]), ("U2", 5, 5, [], [4, 5], [1, 0])])
-    with pytest.raises(UserError, match="no reader has two clicks; give more data"):
+    with pytest.raises(UserError, match="no user has two clicks; give more data"):
         build(lonely, BuildOptions("dev", "next_topic"), tmp_path)
     assert not list(tmp_path.rglob("*.json"))
 

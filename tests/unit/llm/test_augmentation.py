@@ -161,17 +161,17 @@ class TestTextBoosting:
 
     def test_profiles_are_written_for_the_readers_it_was_fitted_on_and_asked_for(self, augmenter):
         model, test = self.fitted(augmenter), world(30, 3)
-        n_train = model.written["profiles of training readers"]["answers"]
+        n_train = model.written["profiles of training users"]["answers"]
         assert 140 <= n_train <= 150, "of MOST_IMPRESSIONS readers, one of them without history"
         assert len(Knowing.seen) == N + n_train
         score_without_labels(model, test, NEWS)
-        assert model.written["profiles of test readers"]["answers"] == 29
+        assert model.written["profiles of test users"]["answers"] == 29
         again = self.fitted(augmenter, seed=5)  # another seed asks nothing new
         score_without_labels(again, test, NEWS)
         assert len(Knowing.seen) == N + n_train + 29
         kept = [cost["seconds"] for what, cost in again.written.items() if "test" not in what]
         assert again.saved_seconds == pytest.approx(sum(kept) + again._vectors.saved_seconds)
-        assert again.saved_scoring_seconds == again.written["profiles of test readers"]["seconds"]
+        assert again.saved_scoring_seconds == again.written["profiles of test users"]["seconds"]
 
     def test_labels_and_other_impressions_do_not_matter(self, augmenter):
         model, test = self.fitted(augmenter), world(30, 3)

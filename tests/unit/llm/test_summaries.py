@@ -325,7 +325,7 @@ def test_a_run_killed_while_writing_or_scoring_ends_in_the_same_bytes(request_of
     assert texts[0] == texts[1] != {}
     written = json.loads((tmp_path / "whole/manifest.json").read_text())["texts_written"]
     (cost,) = written.values()
-    assert list(written) == ["summaries of test readers"]
+    assert list(written) == ["summaries of test users"]
     assert cost["answers"] > 5
     assert cost["cut off"] > 0
     row = report.leaderboard_row(tmp_path / "whole")

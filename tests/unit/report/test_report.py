@@ -174,7 +174,7 @@ def test_a_cost_the_manifest_does_not_name_is_none(tmp_path):
         ("{", "not JSON"),
         ("[]", "expected an object"),
         ('{"name": "a", "track": "static"}', "protocol is None"),
-        ('{"name": "a", "protocol": "dev", "track": "both"}', "expected static or streaming"),
+        ('{"name": "a", "protocol": "dev", "track": "both"}', "expected static, streaming or ceiling"),
         ('{"name": "a", "protocol": "dev", "track": "static", "params": "<b>"}', "params is '<b>'"),
         (
             '{"name": "a", "protocol": "dev", "track": "static", "seconds": 1, "peak_mb": NaN}',
