@@ -41,7 +41,7 @@ def runs(tmp_path):
         make_run(
             tmp_path / TUNED, 0.55, 5, request={"adapter": "saves/x"}, **model | {"train_seconds": 90.0}
         ),
-        make_run(tmp_path / "oracle", 4.0, 6),
+        make_run(tmp_path / "oracle", 4.0, 6, track="ceiling"),
     ]
 
 
@@ -174,7 +174,7 @@ def test_a_cost_the_manifest_does_not_name_is_none(tmp_path):
         ("{", "not JSON"),
         ("[]", "expected an object"),
         ('{"name": "a", "track": "static"}', "protocol is None"),
-        ('{"name": "a", "protocol": "dev", "track": "both"}', "expected static, streaming or ceiling"),
+        ('{"name": "a", "protocol": "dev", "track": "both"}', "expected one of static, streaming, ceiling"),
         ('{"name": "a", "protocol": "dev", "track": "static", "params": "<b>"}', "params is '<b>'"),
         (
             '{"name": "a", "protocol": "dev", "track": "static", "seconds": 1, "peak_mb": NaN}',

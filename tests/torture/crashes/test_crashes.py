@@ -1,6 +1,7 @@
 """A folder has one writer; a full disk, a folder that is gone and a half-written input end in one line.
 
-What faults at every write and kills at any moment do is tried by tests/torture/chaos.
+A dozen of these run with `make test`; the rest, marked `torture`, with `pytest -m torture tests/torture`. What faults at every
+write and kills at any moment do is tried by tests/torture/chaos.
 """
 
 import json
@@ -39,6 +40,7 @@ from tests.torture.chaos.stages import Echo, Hashes
 from tests.unit.finetune.test_factory import SLOW, YAML, fake, is_alive
 from tests.unit.runs.test_llm_runs import request_of, rows_of  # noqa: F401
 
+torture = pytest.mark.torture
 RECORDS = [{"system": "", "instruction": "Write.", "input": str(k), "output": ""} for k in range(9)]
 
 
@@ -106,6 +108,7 @@ class TestLock:
             assert (tmp_path / LOCK).read_text() == str(os.getpid())
         assert list(tmp_path.iterdir()) == []
 
+    @torture
     def test_a_folder_that_its_last_holder_removes_meanwhile_is_made_anew(self, tmp_path, monkeypatch):
         opened, open_file = [], os.open
 
@@ -119,6 +122,7 @@ class TestLock:
         with lock(tmp_path / "run"):
             assert (tmp_path / "run" / LOCK).exists()
 
+    @torture
     def test_what_a_dead_process_started_is_waited_for(self, tmp_path, monkeypatch):
         code = (
             "import subprocess, sys\nfrom mindlab.common.files import lock\n"
@@ -144,6 +148,7 @@ class TestLock:
             write_text(tmp_path / "a" / "b" / "x", "x")
         assert [path.name for path in (tmp_path / "a" / "b").iterdir()] == ["x"]
 
+    @torture
     def test_of_many_at_once_one_at_a_time_holds_it(self, tmp_path):
         """Names come and go while others try: a lock of a file without a name would let two in."""
         inside, most, done = [], [], []
@@ -204,7 +209,10 @@ def writers(data, tmp_path, tiny_glm, request_of, monkeypatch):  # noqa: F811
     }
 
 
-@pytest.mark.parametrize("name", ["build", "link", "predict", "train", "compare", "report"])
+@pytest.mark.parametrize(
+    "name",
+    ["compare", *(pytest.param(n, marks=torture) for n in ("build", "link", "predict", "train", "report"))],
+)
 def test_two_processes_do_not_write_one_folder(writers, start, name):
     folder, write = writers[name]
     holder = start(HOLDER.format(folder=str(folder)))
@@ -213,6 +221,7 @@ def test_two_processes_do_not_write_one_folder(writers, start, name):
     assert [path.name for path in folder.iterdir()] == [LOCK]  # nothing was written before it was noticed
 
 
+@torture
 @pytest.mark.parametrize("name", ["texts", "vectors"])
 def test_two_processes_do_not_fill_one_cache(data, tmp_path, start, name):
     def write(cache):
@@ -258,12 +267,13 @@ def scripts_of(data, out):
     ]
 
 
-@pytest.mark.parametrize("number", [0, 1])
 @pytest.mark.parametrize(
-    ("options", "what"),
+    ("number", "options", "what"),
     [
-        ("size=4k", "No space left on device; free some space"),
-        ("ro", "Read-only file system; choose a folder"),
+        (1, "size=4k", "No space left on device; free some space"),
+        pytest.param(0, "size=4k", "No space left on device; free some space", marks=torture),
+        pytest.param(0, "ro", "Read-only file system; choose a folder", marks=torture),
+        pytest.param(1, "ro", "Read-only file system; choose a folder", marks=torture),
     ],
 )
 def test_a_disk_that_is_full_or_read_only_is_one_line(small_disk, data, number, options, what):
@@ -294,6 +304,7 @@ def test_the_disk_errors_of_a_script_are_one_line_and_other_errors_are_not(capsy
         cli.run(other)
 
 
+@torture
 @pytest.mark.parametrize(
     "error", [OSError(28, "No space left"), UserError("no such thing"), KeyboardInterrupt()]
 )
@@ -309,6 +320,7 @@ def test_the_last_line_is_the_errors_and_not_that_of_a_bar_it_left_open(capsys, 
     assert last.startswith(("error: no such", "error: No space", "interrupted: "))
 
 
+@torture
 @pytest.mark.parametrize("place", ["out", "out/below"])
 def test_a_file_in_the_place_of_a_folder_is_one_line(data, tmp_path, capsys, place):
     (tmp_path / "out").write_text("mine")
@@ -333,11 +345,12 @@ def test_a_run_folder_that_is_deleted_meanwhile(request_of, tmp_path, capsys):  
 
         return progress
 
-    with pytest.raises(UserError, match=r"parts/00000.parquet: gone or damaged.*run the same command again"):
+    with pytest.raises(UserError, match=r"parts/1-00000.parquet: gone or damaged.*run the same command again"):
         request_of().run(run, delete_at(4))
     assert rows_of(request_of().run(run)) == whole
 
 
+@torture
 def test_a_data_folder_that_is_deleted_meanwhile(data, tmp_path, capsys):
     out = tmp_path / "out"
     options = alpaca.BuildOptions("dev", "next_click", interests=0)
@@ -378,6 +391,7 @@ class TestTornPredictions:
         with pytest.raises(UserError, match=r"p.parquet: not a readable Parquet file .*write it again"):
             read_predictions(path)
 
+    @torture
     @pytest.mark.parametrize("column", range(len(SCHEMA)))
     def test_a_last_row_group_of_zeros_under_a_whole_footer_is_refused(self, path, column):
         about = pq.ParquetFile(path).metadata.row_group(3).column(column)
@@ -387,6 +401,7 @@ class TestTornPredictions:
         with pytest.raises(UserError, match=r"not a readable Parquet file"):
             read_predictions(path)
 
+    @torture
     def test_scores_that_changed_on_the_disk_are_refused(self, tmp_path, path):
         """Without checksums they would be other numbers, and nobody would know."""
         table = pq.read_table(path)
@@ -418,18 +433,25 @@ class TestTornPredictions:
 
         with pytest.raises(KeyboardInterrupt):
             request_of().run(run, stop)
-        part = run / "parts" / "00001.parquet"
+        part = run / "parts" / "1-00001.parquet"
         os.truncate(part, part.stat().st_size // 2)
-        with pytest.raises(UserError, match=r"00001.parquet: gone or damaged .*run the same command again"):
+        with pytest.raises(UserError, match=r"1-00001.parquet: gone or damaged .*run the same command again"):
             request_of().run(run)
         assert rows_of(request_of().run(run)) == whole
         assert not (run / "parts").exists()
 
 
 @pytest.mark.parametrize(
-    "name", ["model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json"]
+    ("name", "share"),
+    [
+        ("model.safetensors", 0.5),
+        *(
+            pytest.param(name, share, marks=torture)
+            for name in ("model.safetensors", "config.json", "tokenizer.json", "tokenizer_config.json")
+            for share in (0, 0.5, 0.99)
+        ),
+    ],
 )
-@pytest.mark.parametrize("share", [0, 0.5, 0.99])
 def test_a_half_written_model_folder_is_one_line(data, tiny_glm, tmp_path, name, share):
     model = shutil.copytree(tiny_glm, tmp_path / "model")
     os.truncate(model / name, int((model / name).stat().st_size * share))
@@ -444,6 +466,7 @@ def test_a_half_written_model_folder_is_one_line(data, tiny_glm, tmp_path, name,
     assert not (tmp_path / "out").exists()
 
 
+@torture
 def test_a_half_written_adapter_is_one_line(tiny_glm, tmp_path):
     import torch
     from peft import LoraConfig, get_peft_model
@@ -476,7 +499,13 @@ class TestTornTraining:
         (tmp_path / "adapter_model.safetensors").write_bytes(b"half")
         return tmp_path
 
-    @pytest.mark.parametrize("how", ["no state", "half a state", "another step", "half the weights"])
+    @pytest.mark.parametrize(
+        "how",
+        [
+            "half the weights",
+            *(pytest.param(how, marks=torture) for how in ("no state", "half a state", "another step")),
+        ],
+    )
     def test_half_a_checkpoint_is_not_gone_on_with(self, out, how):
         state, weights = (
             out / "checkpoint-2" / n for n in (factory.CHECKPOINT_STATE, "adapter_model.safetensors")
@@ -497,10 +526,12 @@ class TestTornTraining:
         assert len(factory.read_rows(out / factory.LOSSES, 0)[0]) == 2
         assert (out / "adapter_model.safetensors").exists()
 
+    @torture
     def test_whole_checkpoints_stay(self, out):
         factory.discard_torn(out)
         assert len(list(out.glob("checkpoint-*"))) == 2
 
+    @torture
     def test_without_a_checkpoint_half_an_adapter_is_not_in_the_way(self, out):
         for step in (1, 2):
             (out / f"checkpoint-{step}" / factory.CHECKPOINT_STATE).unlink()
@@ -527,7 +558,7 @@ class TestNoOrphan:
         overrides = fake(tmp_path, monkeypatch, SLOW)
         shutil.copytree(tiny_glm, overrides["model_name_or_path"])
         return (
-            "import sys\nfrom mindlab import factory\n"
+            "import sys\nfrom mindlab.finetune import factory\n"
             f"factory.command = lambda: [sys.executable, {str(tmp_path / 'fake.py')!r}]\n"
             f"factory.train({str(YAML)!r}, {overrides!r}, root={str(ROOT)!r})\n"
         )
@@ -553,6 +584,7 @@ class TestNoOrphan:
         with lock(tmp_path / "out"):  # free once the trainer has ended
             assert not is_alive(pid)
 
+    @torture
     @pytest.mark.parametrize("how", ["interrupt", "kill"])
     def test_after_a_notebooks_cell_is_interrupted_or_its_kernel_killed(
         self, code, tmp_path, how, monkeypatch
@@ -584,7 +616,7 @@ class TestNoOrphan:
 
 
 def test_a_download_that_is_killed_goes_on(tmp_path):
-    from tests import test_download as server_of
+    from tests.unit.data import test_download as server_of
 
     class Slow(server_of.Handler):
         def send(self, body, most=None, with_range=True):
@@ -609,7 +641,7 @@ def test_a_download_that_is_killed_goes_on(tmp_path):
         threading.Thread(target=server.serve_forever, daemon=True).start()
         at = f"http://127.0.0.1:{server.server_port}/slow/"
         code = (
-            "from mindlab import download\ndownload.CHUNK = 1024\n"
+            "from mindlab.data import download\ndownload.CHUNK = 1024\n"
             f"download.fetch({server_of.NAME!r}, __import__('pathlib').Path({str(tmp_path)!r}), download.Route({at!r}))"
         )
         child = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT)
