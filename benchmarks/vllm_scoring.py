@@ -21,7 +21,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from mindlab.llm.predict import template_of
 from scipy.stats import spearmanr
 
 from benchmarks.common import row, write
@@ -31,6 +30,7 @@ from mindlab.common.manifest import peak_memory_mb
 from mindlab.data.mind import Impressions, read_mind
 from mindlab.llm.engine import Engine
 from mindlab.llm.hf import HFEngine
+from mindlab.llm.options import template_of
 from mindlab.llm.score import NextClickScorer, YesNoScorer
 from mindlab.llm.vllm import HOW, SERVE_PYTHON, VllmEngine
 from mindlab.prompts import NextClick, Pointwise, PointwiseParts, neutral_titles

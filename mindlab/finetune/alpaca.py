@@ -136,9 +136,7 @@ def build(
                 parts = (run or map)(to_json, jobs)
             file = f"processed/{file_name}"
             parts = progress(parts, name, len(impressions))
-            whole, digest = _write_list(
-                out / file, parts, f"{name}: no user has {form.few}; give more data"
-            )
+            whole, digest = _write_list(out / file, parts, f"{name}: no user has {form.few}; give more data")
             entries[name] = {"file_name": file, "columns": COLUMNS}
             files[name] = {
                 "file": file,

@@ -13,19 +13,15 @@ import warnings
 from collections.abc import Callable, Iterable, Iterator
 from functools import cached_property, partial
 from itertools import islice
-from typing import TYPE_CHECKING, Any, TypeVar
+from typing import Any, TypeVar
 from urllib.parse import urlsplit
 
 import pyarrow as pa
 
 from mindlab.common.errors import UserError
 
-if TYPE_CHECKING:
-    from ray.data import Dataset
-
 Job, Part = TypeVar("Job"), TypeVar("Part")
 
-LOCAL = "local"
 RETRIES = 3  # of a job whose worker died: one that always dies, for want of memory, must not go on for ever
 
 
@@ -41,24 +37,22 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
 def chosen(args: argparse.Namespace, **options: Any) -> Callable[..., Iterator] | None:
     """Return `ray_map` with `options` and what a script's arguments ask for, None without ``--engine ray``.
 
-    Raises:
-        UserError: for an option of Ray without it, a number of workers below 1, and as `connect` does.
+    Raises `UserError` for an option of Ray without it, a number of workers below 1, and as `connect` does.
     """
     if args.engine != "ray":
-        for name in ("address", "workers"):
-            if getattr(args, name) is not None:
-                raise UserError(f"--{name} goes with --engine ray")
+        if given := [name for name in ("address", "workers") if getattr(args, name) is not None]:
+            raise UserError(f"--{given[0]} goes with --engine ray")
         return None
     if args.workers is not None and args.workers < 1:
         raise UserError(f"--workers {args.workers}: expected at least 1")
-    connect(args.address or LOCAL)
-    return partial(ray_map, address=args.address or LOCAL, workers=args.workers, **options)
+    connect(args.address or "local")
+    return partial(ray_map, address=args.address or "local", workers=args.workers, **options)
 
 
 def ray_map(
     function: Callable[[Job], Part],
     jobs: Iterable[Job],
-    address: str = LOCAL,
+    address: str = "local",
     *,
     workers: int | None = None,
     wants_gpu: bool = False,
@@ -67,28 +61,48 @@ def ray_map(
     """Yield ``function(job)`` for every job, in their order, computed by the workers of a Ray cluster.
 
     Args:
-        function: picklable; each worker has a copy, and keeps it from job to job. A model is loaded once a
-            worker if `function` loads it when first called. The modules it needs, and the files it names, must
-            be there on every machine.
-        jobs: picklable, and so are the results. Lazy: `jobs_at_once` of them are drawn at a time.
-        address: "local" starts Ray on this machine, for as long as this process lives; "auto" joins the
-            cluster that this machine is part of; else what ``ray.init`` takes. Ray that runs already is used.
-        workers: how many at the most; by default one a GPU of the cluster if `wants_gpu` and it has any, else
-            one a CPU. A worker's torch has one thread unless OMP_NUM_THREADS says otherwise.
+        function: picklable; each worker keeps a copy from job to job, so a model that it loads when first called is loaded
+            once a worker. The modules and files that it needs must be on every machine.
+        jobs: picklable, and so are the results; drawn as they are needed.
+        address: "local" starts Ray here, "auto" joins this machine's cluster; else what ``ray.init`` takes.
+        workers: how many at the most; by default one a GPU if `wants_gpu` and there is any, else one a CPU.
         wants_gpu: give each worker a GPU where the cluster has any.
-        jobs_at_once: a worker keeps its copy of `function` for that many jobs.
+        jobs_at_once: how many are drawn at a time, for which a worker keeps its copy of `function`.
 
     Raises:
         UserError: if Ray is missing or cannot be reached, if a job kills its worker `RETRIES` times over, and
             the one that `function` raised.
     """
     connect(address)
+    import ray
+    from ray import cloudpickle
+    from ray.data import ActorPoolStrategy
     from ray.exceptions import RayActorError
 
-    jobs = iter(jobs)
-    while chunk := list(islice(jobs, jobs_at_once)):
+    has = ray.cluster_resources()
+    on_gpu = wants_gpu and has.get("GPU", 0) >= 1
+    most = workers or int(has.get("GPU" if on_gpu else "CPU", 1))
+    work, jobs = cloudpickle.dumps(function), iter(jobs)
+    while chunk := [pa.table({"job": _cell(job)}) for job in islice(jobs, jobs_at_once)]:
+        size = min(most, len(chunk))
+        # No job waits behind another while some worker is idle: a part takes long, a message does not.
+        pool = ActorPoolStrategy(
+            min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=1
+        )
+        options = {"num_cpus": 1, "num_gpus": int(on_gpu), "max_task_retries": RETRIES}
+        with warnings.catch_warnings():
+            # max_task_retries has no other way in; the pinned version takes it.
+            warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
+            results = ray.data.from_arrow(chunk).map_batches(
+                Worker,
+                fn_constructor_args=(work,),
+                batch_size=1,
+                batch_format="pyarrow",
+                compute=pool,
+                **options,
+            )
         try:
-            for row in run(function, chunk, workers, wants_gpu).iter_rows():
+            for row in results.iter_rows():
                 is_result, value = pickle.loads(row["result"])
                 if not is_result:
                     raise UserError(value)
@@ -100,32 +114,8 @@ def ray_map(
             ) from error
 
 
-def run(function: Callable[[Job], Part], jobs: list[Job], workers: int | None, wants_gpu: bool) -> "Dataset":
-    """Return the lazy Ray Data pipeline over `jobs`: one row a job, its column `result` a pickle."""
-    import ray
-    from ray import cloudpickle
-    from ray.data import ActorPoolStrategy
-
-    has = ray.cluster_resources()
-    on_gpu = wants_gpu and has.get("GPU", 0) >= 1
-    size = min(workers or int(has.get("GPU" if on_gpu else "CPU", 1)), len(jobs))
-    blocks = [pa.table({"job": pa.array([pickle.dumps(job)], pa.large_binary())}) for job in jobs]
-    with warnings.catch_warnings():
-        # max_task_retries has no other way in; the pinned version takes it.
-        warnings.filterwarnings("ignore", message="`ray_remote_args` is deprecated")
-        return ray.data.from_arrow(blocks).map_batches(
-            Worker,
-            fn_constructor_args=(cloudpickle.dumps(function),),
-            batch_size=1,
-            batch_format="pyarrow",
-            # No job waits behind another while some worker is idle: a part takes long, a message does not.
-            compute=ActorPoolStrategy(
-                min_size=1, max_size=size, initial_size=size, max_tasks_in_flight_per_actor=1
-            ),
-            num_cpus=1,
-            num_gpus=1 if on_gpu else 0,
-            max_task_retries=RETRIES,
-        )
+def _cell(value: Any) -> pa.Array:
+    return pa.array([pickle.dumps(value)], pa.large_binary())
 
 
 class Worker:
@@ -135,9 +125,15 @@ class Worker:
         """Take the function as bytes: an actor that fails here would only be said to have died."""
         self._pickled = pickled
 
+    def __call__(self, batch: pa.Table) -> pa.Table:
+        """Return the result of the one job in `batch`, or the message of its `UserError`."""
+        try:
+            return pa.table({"result": _cell((True, self._function(pickle.loads(batch["job"][0].as_py()))))})
+        except UserError as error:
+            return pa.table({"result": _cell((False, str(error)))})
+
     @cached_property
-    def function(self) -> Callable[[Job], Part]:
-        """The function; UserError if this machine lacks a module that it needs."""
+    def _function(self) -> Callable[[Job], Part]:
         try:
             return pickle.loads(self._pickled)
         except ImportError as error:
@@ -145,29 +141,20 @@ class Worker:
                 f"a worker lacks a module ({error}); install the project on every machine of the cluster"
             ) from error
 
-    def __call__(self, batch: pa.Table) -> pa.Table:
-        """Return the result of the one job in `batch`, or the message of its `UserError`."""
-        try:
-            outcome = True, self.function(pickle.loads(batch["job"][0].as_py()))
-        except UserError as error:
-            outcome = False, str(error)
-        return pa.table({"result": pa.array([pickle.dumps(outcome)], pa.large_binary())})
 
-
-def connect(address: str = LOCAL) -> None:
+def connect(address: str = "local") -> None:
     """Join or start Ray, unless this process has done so; raise UserError if that cannot be."""
-    # Ray would report its use to its makers, and call every pool of restartable actors an error.
-    os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
-    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
-    if address != LOCAL:  # it would knock for a quarter of an hour where a cluster was
-        os.environ.setdefault("RAY_NUM_REDIS_GET_RETRIES", "1")
+    # It would report its use to its makers, call a restarted actor an error, and knock for a quarter of an hour.
+    quiet = {"RAY_USAGE_STATS_ENABLED": "0", "RAY_BACKEND_LOG_LEVEL": "fatal"}
+    lost = {} if address == "local" else {"RAY_NUM_REDIS_GET_RETRIES": "1"}
+    os.environ.update({**quiet, **lost, **os.environ})
     try:
         import ray
         from ray.data import DataContext
     except ImportError:
         raise UserError("Ray is not installed; pip install -r requirements-dist.txt") from None
     if not ray.is_initialized():
-        own = {"include_dashboard": False} if address == LOCAL else {}
+        own = {"include_dashboard": False} if address == "local" else {}
         try:
             if ":" in address:  # told at once where nobody listens
                 parts = urlsplit(address if "://" in address else f"ray://{address}")

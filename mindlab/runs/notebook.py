@@ -339,8 +339,8 @@ def problems(twin: Path, committed: Path) -> list[str]:
 def unknown_names(source: str) -> list[str]:
     """Return what a source imports from mindlab, or takes from a module of it, that is not there.
 
-    >>> unknown_names("from mindlab import files, nothing\\nfiles.write_text; files.write_poem()")
-    ['mindlab.nothing', 'mindlab.common.files.write_poem']
+    >>> unknown_names("from mindlab.common import files, nothing\\nfiles.write_text; files.write_poem()")
+    ['mindlab.common.nothing', 'mindlab.common.files.write_poem']
     """
     tree = ast.parse(source)
     modules, unknown = {}, []

@@ -72,7 +72,7 @@ class Sampled(Task):
 
 
 def _cases(
-    readers: list[str],
+    users: list[str],
     histories: list[np.ndarray],
     negatives: int,
     mind: Mind,
@@ -94,10 +94,10 @@ def _cases(
     before = [history[history != history[-1]][-INTERACTIONS[1] :] for history in histories]
     ends = lambda parts: np.concatenate([[0], np.cumsum([len(part) for part in parts])]).astype(np.int64)  # noqa: E731
     return Impressions(
-        ids=np.arange(1, len(readers) + 1, dtype=np.int64),
-        users=np.array(ids, dtype=object),
-        times=np.full(len(readers), start),
-        history=np.arange(len(readers), dtype=np.int32),
+        ids=np.arange(1, len(users) + 1, dtype=np.int64),
+        users=np.array(users, dtype=object),
+        times=np.full(len(users), start),
+        history=np.arange(len(users), dtype=np.int32),
         history_offsets=ends(before),
         history_news=np.concatenate(before).astype(np.int32),
         offsets=ends(shown),

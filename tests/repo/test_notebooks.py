@@ -94,7 +94,9 @@ def test_problems_finds_a_bad_output(twin, output, expected):
 
 
 def test_problems_finds_a_name_that_the_package_no_longer_has(twin):
-    twin.write_text(f"{SOURCE}\n# %%\nfrom mindlab import alpaca\n\nalpaca.fit_poem\n", encoding="utf-8")
+    twin.write_text(
+        f"{SOURCE}\n# %%\nfrom mindlab.finetune import alpaca\n\nalpaca.fit_poem\n", encoding="utf-8"
+    )
     assert notebook.problems(twin, as_if_run(twin)) == [
         f"{twin.name}: there is no mindlab.finetune.alpaca.fit_poem"
     ]

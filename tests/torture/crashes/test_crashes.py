@@ -345,7 +345,9 @@ def test_a_run_folder_that_is_deleted_meanwhile(request_of, tmp_path, capsys):  
 
         return progress
 
-    with pytest.raises(UserError, match=r"parts/1-00000.parquet: gone or damaged.*run the same command again"):
+    with pytest.raises(
+        UserError, match=r"parts/1-00000.parquet: gone or damaged.*run the same command again"
+    ):
         request_of().run(run, delete_at(4))
     assert rows_of(request_of().run(run)) == whole
 

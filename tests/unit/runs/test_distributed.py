@@ -13,8 +13,6 @@ import pytest
 from mindlab.common.errors import UserError
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: pip install -r requirements-dist.txt")
-
-from mindlab.common.manifest import distributed  # noqa: E402
 from mindlab.data.mind import read_mind  # noqa: E402
 from mindlab.data.synthetic import make_sample  # noqa: E402
 from mindlab.evaluation.predictions import read_predictions  # noqa: E402
@@ -22,6 +20,7 @@ from mindlab.finetune.alpaca import BuildOptions, build, make_budget  # noqa: E4
 from mindlab.prompts import LikesDislikes, likes_dislikes_parts, neutral_titles  # noqa: E402
 from mindlab.prompts.records import RecordWriter  # noqa: E402
 from mindlab.recommenders import llm  # noqa: E402
+from mindlab.runs import distributed  # noqa: E402
 from mindlab.runs.distributed import ray_map  # noqa: E402
 from mindlab.runs.notebook import StopAfter  # noqa: E402
 from tests.asked import ask  # noqa: E402
