@@ -23,7 +23,7 @@ Examples:
   python scripts/compare.py --data data/raw/MINDlarge --split submission --only popularity-streaming --out runs/submit
   python scripts/compare.py --data data/sample --only popularity,category --limit 600 --out runs/with-llm \\
       --add data/reference_runs/recipe-sample/smollm2-next_topic-lora
-  python scripts/compare.py --data data/raw/MINDsmall --only popularity,minilm,minilm-users \\
+  python scripts/compare.py --data data/raw/MINDsmall --only popularity,minilm,minilm-readers \\
       --encoder zai-org/glm-4-9b-chat-hf --out runs/encoders     (on a GPU: the vectors of all titles, once)
   python scripts/compare.py --data data/raw/MINDsmall --only popularity,minilm --llm-limit 10000 --seeds 1 \\
       --cross-encoder google-bert/bert-base-uncased --out runs/cross      (on a GPU: fine-tuned, then each pair read)

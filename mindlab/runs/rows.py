@@ -212,7 +212,7 @@ def make_summary_row(
 ) -> Path:
     """Score the row of that name (one of `SAMPLED_NAMES`) as `make_row` does, under protocol `sampled`.
 
-    A tuned row is trained on a seeded choice of at most `most_readers` of the training users: a summary has to be
+    A tuned row is trained on a seeded choice of at most `most_users` of the training users: a summary has to be
     written of each. The rows of all ways have the same users.
     """
     summary, kind = SAMPLED_NAMES[name]

@@ -200,7 +200,7 @@ assert tokens[list(ways)].max() < tokens["all titles"]
 quick = ["popularity", "category", "minilm"]
 names = list(rows.SAMPLED_NAMES)
 runs = compare(Request(data, "sampled", limit=n_test, seed=seed), quick, Path(out))
-how = {"seed": seed, "most_readers": n_train, "overrides": {"max_steps": max_steps}}
+how = {"seed": seed, "most_users": n_train, "overrides": {"max_steps": max_steps}}
 runs += [rows.make_summary_row(name, data, n_test, Path(out), **how) for name in names]
 context = {"title": "Preference summaries", "data": data, "synthetic": True}
 board = reporting.leaderboard(runs, pairs=rows.SAMPLED_PAIRS, context=context)

@@ -404,9 +404,9 @@ def test_a_training_split_is_never_needed_where_nothing_learns(made, tmp_path):
         UserError, match=r"popularity learns from clicks, and .* has no training split; leave it out"
     ):
         compare.compare(request, ["popularity"], tmp_path / "none")
-    own = Request(str(made), cross_encoder="some/bert")
+    own = compare.own_methods(encoder_pair="some/bert")
     with pytest.raises(UserError, match="bert-cross-encoder learns from clicks"):
-        compare.compare(own, ["bert-cross-encoder"], tmp_path / "none")
+        compare.compare(request, ["bert-cross-encoder"], tmp_path / "none", methods=own)
     for protocol in ("seed", "sampled"):
         with pytest.raises(UserError, match=f"protocol {protocol} needs a training split"):
             compare.compare(Request(str(made), protocol), ["random"], tmp_path / "none")

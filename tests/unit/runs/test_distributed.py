@@ -124,7 +124,7 @@ def test_records_are_the_same_bytes_here_and_there(data, tmp_path, monkeypatch, 
     mind = read_mind(data)
     folders = [tmp_path / "here", tmp_path / "there"]
     for folder, run in zip(folders, (None, partial(ray_map, workers=1)), strict=True):
-        build(mind, BuildOptions(protocol, form), folder, spread=run)
+        build(mind, BuildOptions(protocol, form), folder, run=run)
     files = [path.relative_to(folders[0]) for path in sorted(folders[0].rglob("*.json"))]
     assert len(files) == (4 if protocol == "seed" else 5)
     for file in files:
