@@ -45,13 +45,13 @@ from mindlab.common import cli
 from mindlab.common.errors import UserError
 from mindlab.common.files import read_json, write_json
 from mindlab.data import recprompt
-from mindlab.data.mind import Impressions, Mind, no_impressions, read_mind, splits_in
+from mindlab.data.mind import Impressions, Mind, no_impressions, read_mind
 from mindlab.evaluation.predictions import read_predictions, write_prediction_zip
 from mindlab.evaluation.slices import HISTORY, masks, measure_slices
-from mindlab.recommenders import METHODS
+from mindlab.recommenders import METHODS, smollm2
 from mindlab.recommenders.oracle import FILE_NAME
 from mindlab.report.published import RECPROMPT, read_published
-from mindlab.runs import kept, rows
+from mindlab.runs import kept
 from mindlab.runs.blend import BLENDS, Blend, make_blend, parse_blend
 from mindlab.runs.compare import compare, names_of, own_methods
 from mindlab.runs.run import Request
@@ -72,7 +72,7 @@ def arguments() -> argparse.Namespace:
         default="test",
         help="valid: 14 November, to choose on; submission: MIND's unlabelled test split, a prediction.zip a row",
     )
-    known = ", ".join([*METHODS, *BLENDS, *rows.NAMES, *rows.SAMPLED_NAMES])
+    known = ", ".join([*METHODS, *BLENDS])
     parser.add_argument("--only", metavar="NAME,NAME", help=f"of {known} (default: all that apply)")
     parser.add_argument(
         "--llm-seeds",
@@ -132,13 +132,14 @@ def main() -> None:
     folders = task_of("dev").files(args.split, args.data)
     has_training = "train" in folders
     is_synthetic = (Path(args.data) / "train" / FILE_NAME).exists()
-    names, blends, llm = names_asked(args, is_synthetic, has_training)
+    names, blends = names_asked(args, is_synthetic, has_training)
     request = Request(args.data, args.protocol, args.split, args.limit, args.seed)
     own = own_methods(args.encoder, args.cross_encoder, args.cross_pairs)
-    methods, how = METHODS | own, {"n_seeds": args.seeds, "methods": METHODS | own}
+    methods = METHODS | own
+    how = {"n_seeds": args.seeds, "n_long": args.llm_seeds, "methods": methods, "cases": cli.cases_bar}
     names += [name for name in own if name not in METHODS]
-    if llm or any(METHODS[name].needs_llm for name in names if name in METHODS):
-        rows.get_model()
+    if any(methods[name].needs_llm for name in names if name in methods):
+        smollm2.get_model()
     # A submission ranks everything.
     costly = [
         name for name in names if name in methods and methods[name].is_costly and args.split != SUBMISSION
@@ -154,7 +155,6 @@ def main() -> None:
     llm_limit = args.limit or args.llm_limit or (100 if has_training else None)
     with tqdm(costly, unit=" costly methods", file=sys.stderr, disable=not costly) as bar:
         llm_runs = compare(replace(request, limit=llm_limit), costly, args.out, lambda _: named(bar), **how)
-    llm_runs += [llm_run(name, args, llm_limit, args.out, args.split) for name in llm]
     for blend in blends:
         run = make_blend(
             blend.name,
@@ -162,7 +162,7 @@ def main() -> None:
             args.out,
             weights_from(blend, args, request, how),
         )
-        (llm_runs if {*blend.parts} & {*costly, *llm} else runs).append(run)
+        (llm_runs if {*blend.parts} & {*costly} else runs).append(run)
 
     mind = read_mind(args.data, folders)
     splits = task_of(args.protocol).splits(mind, args.seed)
@@ -182,11 +182,7 @@ def main() -> None:
                 f"The published rows are of all {table['n_impressions']} impressions, ours of {len(whole)}."
             )
     boards = {}  # by folder, with the cases that its rows are measured on
-    pairs = [
-        *((name, against) for name, method in methods.items() for against in method.against),
-        *rows.PAIRS,
-        *rows.SAMPLED_PAIRS,
-    ]
+    pairs = [(name, against) for name, method in methods.items() for against in method.against]
     pairs += [(blend.name, part) for blend in blends for part in blend.parts]
 
     def among(found: Iterable[Path]) -> list[tuple[str, str]]:
@@ -219,16 +215,12 @@ def main() -> None:
 
 def names_asked(
     args: argparse.Namespace, is_synthetic: bool, has_training: bool
-) -> tuple[list[str], list[Blend], list[str]]:
-    """Return the recommenders to run, the blends of rows, and the rows of language models.
+) -> tuple[list[str], list[Blend]]:
+    """Return the methods to run, and the blends of rows.
 
     Parts of a blend are run even if nobody asked for them by name.
     """
     is_labelled = args.split != SUBMISSION
-    # Where it was trained here, a language model's training has seen the validation day.
-    takes_llm = rows.names_of(args.protocol, has_training)
-    if args.split != "test" and (has_training or not is_labelled):
-        takes_llm = ()
     usual = []
     for name in names_of(args.protocol, has_training):
         method = METHODS[name]
@@ -236,31 +228,17 @@ def names_asked(
             (method.track == "ceiling" and not (is_synthetic and is_labelled))
             or (method.is_costly and not is_labelled)
             or (method.needs_llm and not args.llm)
-            or (method.writes and not has_training)
+            or (method.on_request and not has_training)
+            or (method.sees_valid and has_training and args.split == "valid")
         )
         usual += [] if is_left_out else [name]
     ranks = is_labelled and task_of(args.protocol).case != CANDIDATE
-    usual += [*(BLENDS if ranks else ()), *(takes_llm if args.llm else ())]
+    usual += BLENDS if ranks else ()
     names = args.only.split(",") if args.only else usual
     blends = [Blend(name, BLENDS[name]) for name in names if name in BLENDS] + args.blend
     names = [name for name in names if name not in BLENDS]
     names += [part for blend in blends for part in blend.parts]
-    names = list(dict.fromkeys(names))
-    llm = [name for name in names if name in {*rows.NAMES, *rows.SAMPLED_NAMES}]
-    for name in llm:
-        if name not in takes_llm:
-            where = [protocol for protocol in TASKS if name in rows.names_of(protocol, has_training)]
-            kinds = f"protocol{'s' if len(where) != 1 else ''} {' and '.join(where) or 'of data with a training split'}"
-            raise UserError(f"{name} applies to split test of the {kinds} alone")
-    return [name for name in names if name not in llm], blends, llm
-
-
-def llm_run(name: str, args: argparse.Namespace, limit: int | None, out: Path, split: str) -> Path:
-    """Score a row of the embedded language model."""
-    if name in rows.SAMPLED_NAMES:
-        return rows.make_summary_row(name, args.data, limit, out, seed=args.seed)
-    how = {"seed": args.seed, "protocol": args.protocol, "split": split, "n_seeds": args.llm_seeds}
-    return rows.make_row(name, args.data, limit, out, **how)
+    return list(dict.fromkeys(names)), blends
 
 
 def weights_from(
@@ -269,17 +247,7 @@ def weights_from(
     """Return the runs of a blend's parts on the validation split, None for equal weights."""
     if not blend.is_chosen:
         return None
-    out = args.out / "valid"
-    llm = [part for part in blend.parts if part in {*rows.NAMES, *rows.SAMPLED_NAMES}]
-    if llm and "train" in splits_in(args.data):
-        raise UserError(
-            f"--blend {blend.name}: {llm[0]} was trained on the validation day, so no weight can be chosen there"
-        )
-    others = [part for part in blend.parts if part not in llm]
-    compare(replace(request, split="valid", limit=None), others, out, **how)
-    for part in llm:
-        llm_run(part, args, None, out, "valid")
-    return [out / part for part in blend.parts]
+    return compare(replace(request, split="valid", limit=None), blend.parts, args.out / "valid", **how)
 
 
 def keep(out: Path, folder: Path, boards: Mapping[str, tuple[dict[str, Any], Any]], runs: list[Path]) -> None:
@@ -293,8 +261,7 @@ def keep(out: Path, folder: Path, boards: Mapping[str, tuple[dict[str, Any], Any
     for place in boards:
         kept.keep([out / place / name for name in TABLES], folder / place)
     for run in runs:
-        is_slow = run.name in METHODS and METHODS[run.name].is_slow
-        if is_slow or run.name in (*rows.NAMES, *rows.SAMPLED_NAMES):
+        if run.name in METHODS and METHODS[run.name].is_slow:
             kept.keep_run(run, folder)
         adapter = out / "training" / run.name / "adapter"
         if adapter.is_dir():

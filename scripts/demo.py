@@ -39,10 +39,13 @@ from mindlab.common.files import write_json
 from mindlab.common.manifest import provenance
 from mindlab.data import download, recprompt
 from mindlab.finetune import factory
+from mindlab.llm.options import Options
+from mindlab.recommenders import smollm2
+from mindlab.recommenders.llm import ranker
 from mindlab.report.published import RECPROMPT, read_published
-from mindlab.runs import kept, rows
+from mindlab.runs import kept
 from mindlab.runs.compare import compare
-from mindlab.runs.run import Request
+from mindlab.runs.run import Request, run
 
 FORMATS = ("next_click", "next_topic")
 DEFAULT_OUT = Path("runs/demo")
@@ -77,12 +80,12 @@ def main() -> None:
     kept.add_arguments(parser, "the run's results")
     args = parser.parse_args()
     limit = LIMIT if args.limit is None else args.limit
-    config = rows.CONFIGS[args.format]
+    config = smollm2.CONFIGS[args.format]
     if not config.is_file():
         raise UserError(f"{config}: not here; run the demo in the root of the repository")
     kept.check(args)
 
-    rows.get_model()
+    smollm2.get_model()
 
     # The default run uses the folders that the configs name, any other keeps to its own.
     is_default = args.out == DEFAULT_OUT
@@ -94,19 +97,18 @@ def main() -> None:
     for name in (tuned_name, control) if args.control else (tuned_name,):
         is_control = name == control
         if is_default and not is_control:
-            rows.build_records(args.data, args.format, Path("data"))
-            adapters[name] = rows.train(config, steps)
+            smollm2.build_records(args.data, args.format, Path("data"))
+            adapters[name] = smollm2.train(config, steps)
         else:
             folder = args.out / "training" / name
-            adapters[name] = rows.tune(args.format, args.data, folder, steps, is_control)
+            adapters[name] = smollm2.tune(args.format, args.data, folder, steps, is_control)
     tuned = [
-        rows.score(args.data, args.format, adapter, limit, args.out / name)
-        for name, adapter in adapters.items()
+        score(args.data, args.format, adapter, limit, args.out / name) for name, adapter in adapters.items()
     ]
-    base = rows.score(args.data, args.format, None, limit, args.out / base_name)
+    base = score(args.data, args.format, None, limit, args.out / base_name)
 
     runs = " ".join(str(run) for run in (base, *tuned))
-    rows.step("the rows that are always there, and the table", f"python scripts/evaluate.py {runs}")
+    cli.step("the rows that are always there, and the table", f"python scripts/evaluate.py {runs}")
     simple = compare(Request(args.data, limit=limit), ROWS, args.out, lambda names: iter(tqdm(names)))
     pairs = [(tuned_name, against.name) for against in (base, *tuned[1:])]
     table = report(args.data, args.out, [*simple, base, *tuned], adapters, pairs)
@@ -118,7 +120,7 @@ def main() -> None:
         for name, adapter in adapters.items():
             size = kept.keep_adapter(adapter, args.keep / name)
             if size > kept.LARGEST_KEPT:
-                rows.say(f"the weights of {name} stay behind: {size / 1e6:.1f} MB")
+                cli.say(f"the weights of {name} stay behind: {size / 1e6:.1f} MB")
     if args.update:
         kept.update(args.update, args.keep, table)
     if recprompt.is_one(REAL) and not args.no_real:
@@ -133,6 +135,24 @@ def main() -> None:
     print(args.out / "report.html")
 
 
+def score(data: str, form: str, adapter: Path | None, limit: int, out: Path) -> Path:
+    """Score one model on the test impressions, with a progress bar; return its run folder."""
+    config = factory.load(smollm2.CONFIGS[form])
+    cli.step(
+        f"score {out.name}",
+        f"python scripts/predict.py --data {data} --protocol dev --format {form} --model {smollm2.MODEL} "
+        f"{f'--adapter {adapter} ' if adapter else ''}--cutoff-len {config['cutoff_len']} --limit {limit} --out {out}",
+    )
+    asked = Options(
+        form,
+        smollm2.MODEL,
+        smollm2.TEMPLATE,
+        str(adapter) if adapter else None,
+        cutoff_len=config["cutoff_len"],
+    )
+    return run(Request(data, limit=limit), ranker(out.name, asked), out, progress=cli.cases_bar)
+
+
 def on_real_news(form: str, adapter: Path, limit: int, out: Path, made_by: str) -> Path:
     """Score both models and `REAL_ROWS` on at most `limit` impressions of `REAL`; print the table, return its page.
 
@@ -140,10 +160,10 @@ def on_real_news(form: str, adapter: Path, limit: int, out: Path, made_by: str) 
     """
     data = REAL.as_posix()
     base, tuned = (
-        rows.score(data, form, which, limit, out / f"smollm2-{form}-{kind}")
+        score(data, form, which, limit, out / f"smollm2-{form}-{kind}")
         for which, kind in ((None, "base"), (adapter, "lora"))
     )
-    rows.step(
+    cli.step(
         "category and MiniLM, and the table on real news",
         f"python scripts/compare.py --data {data} --only {','.join(REAL_ROWS)} --limit {limit} --out {out} "
         f"--add {base} {tuned}",

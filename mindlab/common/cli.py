@@ -80,6 +80,17 @@ def interrupt(number: int, frame: object) -> NoReturn:
     raise KeyboardInterrupt
 
 
+def say(line: str) -> None:
+    """Print one line of progress."""
+    print(f"      {line}", file=sys.stderr, flush=True)
+
+
+def step(what: str, command: str) -> None:
+    """Say what comes next and which command does it alone."""
+    print(f"\n{what}", file=sys.stderr)
+    say(f"$ {command}")
+
+
 def records_bar(parts: Iterator[Any], name: str, n_impressions: int) -> Iterator[Any]:
     """Show how many records the written parts hold; how many there will be is known for one record an impression."""
     total = n_impressions if name in ("mind", "mind_test") else None

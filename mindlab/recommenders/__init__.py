@@ -19,13 +19,14 @@ from mindlab.recommenders import (
     oracle,
     pagerank,
     popularity,
+    smollm2,
     tfidf,
 )
 from mindlab.recommenders.base import Method, Recommender
 
 FAMILIES = (
     *(chance, popularity, freshness, category, tfidf, boosting),
-    *(embedding, augmented, pagerank, neural, cross_encoder, oracle, blind),
+    *(embedding, augmented, pagerank, neural, cross_encoder, oracle, blind, smollm2),
 )
 METHODS: dict[str, Method] = {method.name: method for family in FAMILIES for method in family.METHODS}
 

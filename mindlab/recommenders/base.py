@@ -109,7 +109,9 @@ class Method:
         False  # seconds an impression: scored on a choice of impressions, as language models are
     )
     needs_llm: bool = False
-    writes: bool = False  # a language model writes for it
+    on_request: bool = False  # where nothing can be trained: only if it is asked for by name
+    sees_valid: bool = False  # its training has seen the validation day
+    trains_long: bool = False  # an hour each: `compare` has a number of trainings of its own for these
     options: Mapping[str, Any] = field(
         default_factory=dict
     )  # what its scores depend on beside the impressions
@@ -131,6 +133,13 @@ class Method:
 
     def anywhere(self) -> Self:
         """Return the method as a worker in another folder may make it."""
+        return self
+
+    def ready(self, data: str, out: Path, k: int) -> "Method":
+        """Return the method as it is when it can be made: what it needs beside the data is there.
+
+        `out` is the run folder, `k` the number of the training, from 0.
+        """
         return self
 
     def applies(self, task: Task, has_training: bool = True) -> bool:

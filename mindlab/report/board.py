@@ -225,8 +225,8 @@ def check_context(context: Mapping[str, Any] | None) -> dict[str, Any]:
 def _is_learned(row: Mapping[str, Any], manifest: Mapping[str, Any]) -> bool:
     """Return whether a row's weights were trained here, not merely loaded or counted."""
     request = manifest.get("request")
-    has_adapter = isinstance(request, dict) and bool(request.get("adapter"))
-    return has_adapter or bool(row["params"] and row["train_seconds"])
+    is_tuned = isinstance(request, dict) and bool(request.get("adapter") or request.get("config"))
+    return is_tuned or bool(row["params"] and row["train_seconds"])
 
 
 def blocks(board: Mapping[str, Any]) -> list[tuple[str, str, list[dict[str, Any]]]]:

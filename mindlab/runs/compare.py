@@ -14,7 +14,7 @@ from mindlab.data.mind import Mind, read_mind
 from mindlab.evaluation.leak_rule import always_no, leak_rule
 from mindlab.recommenders import METHODS, cross_encoder, embedding
 from mindlab.recommenders.base import Method
-from mindlab.runs.run import Request, check, run
+from mindlab.runs.run import Progress, Request, check, run
 from mindlab.tasks import task_of
 
 
@@ -46,11 +46,14 @@ def compare(
     progress: Callable[[Iterable[str]], Iterator[str]] = iter,
     *,
     n_seeds: int = 3,
+    n_long: int = 1,
     methods: Mapping[str, Method] = METHODS,
+    cases: Progress = lambda items, *_: iter(items),
 ) -> list[Path]:
     """Fit and score each named method; return its run folders, ``out/<name>``.
 
-    What is learned is trained `n_seeds` times; the data is read once. `methods` are those that may be named.
+    What is learned is trained `n_seeds` times, or `n_long` where that takes an hour each; the data is read once. `methods` are those that may be named. `cases`
+    is a progress over the cases of each method that is scored in parts.
 
     Raises:
         UserError: for an unknown name, before anything is run, and as `mindlab.runs.run.run` does.
@@ -65,8 +68,12 @@ def compare(
     def read() -> Mind:
         return read_mind(request.data, request.files)
 
-    how: dict[str, Any] = {"n_seeds": n_seeds, "read": read}
-    return [run(request, methods[name], Path(out) / name, **how) for name in progress(names)]
+    runs = []
+    for name in progress(names):
+        method = methods[name]
+        seeds = n_long if method.trains_long else n_seeds
+        runs.append(run(request, method, Path(out) / name, n_seeds=seeds, progress=cases, read=read))
+    return runs
 
 
 def names_of(protocol: str, has_training: bool = True) -> list[str]:

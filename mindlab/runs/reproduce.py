@@ -134,10 +134,13 @@ def _check_known(asked: Iterable[str], known: Iterable[str], source: Path) -> No
 def _asked(name: str, asked: Mapping[str, Any], source: Path) -> tuple[Request, Method, int]:
     """Return the request, the method and the number of trainings of a run folder's manifest."""
     own = ("encoder", "cross_encoder", "cross_pairs")
-    known = {field.name for kind in (Request, Options) for field in fields(kind)} | {"n_seeds", *own}
+    tuned = ("config", "records", "overrides")
+    known = {field.name for kind in (Request, Options) for field in fields(kind)} | {"n_seeds", *own, *tuned}
     _check_known(asked, known, source)
     request = _part_of(Request, asked, source)
-    if "format" in asked:
+    if (
+        "format" in asked and "config" not in asked
+    ):  # a model that was tuned beside it has its name in the registry
         return request, ranker(name, _part_of(Options, asked, source)), 1
     methods = METHODS | compare.own_methods(*(asked.get(option) for option in own))
     if name not in methods:

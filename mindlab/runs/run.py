@@ -100,6 +100,8 @@ def check(method: Method, request: Request) -> None:
     """Raise UserError unless a method applies to the request's task and data."""
     task, has_training = request.task, "train" in request.files
     method.check(task)
+    if method.sees_valid and has_training and request.split == "valid":
+        raise UserError(f"{method.name} was trained on the validation day, so nothing can be chosen there")
     if not method.applies(task, has_training):
         raise UserError(
             f"{method.name} learns from clicks, and {request.data} has no training split; leave it out, or use a MIND "
@@ -253,7 +255,8 @@ def _run(
     seeds = [request.seed + k for k in range(n_seeds)]
     by_seed: list[list[dict[str, Any]]] = []  # what each part cost
     for k, seed in enumerate(seeds):
-        work = Work(request, method, seed, read=read)
+        made = method.ready(request.data, out, k)
+        work = Work(request, made, seed, read=read)
         with closing(work):
             tables = _tables(work, out, parts / f"{k + 1}", whole, progress, spread)
         read = lambda mind=work.mind: mind  # noqa: E731

@@ -29,9 +29,8 @@ from mindlab.evaluation.slices import masks, measure_slices
 from mindlab.recommenders.base import history_share, score_without_labels
 from mindlab.recommenders.past import PastLog
 from mindlab.recommenders.popularity import StreamingPopularity
-from mindlab.runs import rows
 from mindlab.runs.compare import compare
-from mindlab.runs.notebook import setup
+from mindlab.runs.notebook import bar, setup
 from mindlab.runs.run import Request
 
 # %% tags=["parameters"]
@@ -176,7 +175,7 @@ assert cold["n"] < 20 or abs(cold["category"] - 0.5) < 0.02
 
 # %%
 llm = ["smollm2-next_click-base", "smollm2-next_click-lora"]
-llm_runs = [rows.make_row(name, data, n_llm, Path(out) / "dev", seed=seed) for name in llm]
+llm_runs = compare(Request(data, limit=n_llm, seed=seed), llm, Path(out) / "dev", cases=bar)
 some = tasks.limit(len(splits["test"]), n_llm, seed)
 context = {"title": "Recommenders on the same impressions", "data": data, "synthetic": True}
 both = reporting.leaderboard([*runs, *llm_runs], pairs=[tuple(reversed(llm))], cases=some, context=context)

@@ -35,11 +35,11 @@ from mindlab.llm.writing import HFWriter
 from mindlab.prompts import PreferenceSummary, Summary, SummaryParts, neutral_titles
 from mindlab.prompts.chat import ChatTemplate
 from mindlab.prompts.records import batched
+from mindlab.recommenders import pairs_among, smollm2
 from mindlab.recommenders.llm import ranker
 from mindlab.report import published
-from mindlab.runs import rows
 from mindlab.runs.compare import compare
-from mindlab.runs.notebook import StopAfter, batches_bar, setup
+from mindlab.runs.notebook import StopAfter, bar, batches_bar, setup
 from mindlab.runs.run import Request
 from mindlab.runs.run import run as score_all
 from mindlab.tasks import sampled
@@ -198,12 +198,13 @@ assert tokens[list(ways)].max() < tokens["all titles"]
 
 # %%
 quick = ["popularity", "category", "minilm"]
-names = list(rows.SAMPLED_NAMES)
-runs = compare(Request(data, "sampled", limit=n_test, seed=seed), quick, Path(out))
-how = {"seed": seed, "most_users": n_train, "overrides": {"max_steps": max_steps}}
-runs += [rows.make_summary_row(name, data, n_test, Path(out), **how) for name in names]
+methods = {row.name: row for row in smollm2.of_summaries(n_train, {"max_steps": max_steps})}
+names, pairs = list(methods), pairs_among(methods)
+request = Request(data, "sampled", limit=n_test, seed=seed)
+runs = compare(request, quick, Path(out))
+runs += compare(request, names, Path(out), methods=methods, cases=bar)
 context = {"title": "Preference summaries", "data": data, "synthetic": True}
-board = reporting.leaderboard(runs, pairs=rows.SAMPLED_PAIRS, context=context)
+board = reporting.leaderboard(runs, pairs=pairs, context=context)
 table = pd.DataFrame(board["rows"]).set_index("name")
 columns = ["recall3", "recall5", "recall10", "mrr3", "mrr5", "mrr10", "auc"]
 display(table[columns].astype(float).round(3))
@@ -218,7 +219,7 @@ axes.set_xlabel("Recall@5 with 95 % intervals; dashed: chance")
 plt.show()
 
 # %%
-for name, against in rows.SAMPLED_PAIRS:
+for name, against in pairs:
     gain = next(entry for entry in table.loc[name, "paired"] if entry["against"] == against)
     print(f"{name} minus {against}")
     for metric in ("recall5", "auc"):
@@ -232,7 +233,7 @@ print(reporting.write_leaderboard(Path(out), board))
 # keeps the predictions for sixty users of `data/sample`, with adapters from thirty; they are measured here as those above were.
 
 # %%
-more = reporting.leaderboard([Path(kept) / name for name in names], pairs=rows.SAMPLED_PAIRS)
+more = reporting.leaderboard([Path(kept) / name for name in names], pairs=pairs)
 print(reporting.as_text(more))
 assert {row["name"] for row in more["rows"]} == set(names)
 
@@ -253,7 +254,7 @@ assert table["subset_sha"].nunique() == 1
 assert not set(paper.index) & set(table.index)
 assert table.loc[names, "recall5"].notna().all()
 paired = [entry["against"] for name in names for entry in table.loc[name, "paired"]]
-assert all(against in paired for _, against in rows.SAMPLED_PAIRS), "a row without its difference"
+assert all(against in paired for _, against in pairs), "a row without its difference"
 
 # %% [markdown]
 # ## 6 What does a summary cost?

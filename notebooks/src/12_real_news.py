@@ -36,14 +36,14 @@ from mindlab.evaluation.metrics import evaluate, paired_differences
 from mindlab.evaluation.predictions import from_scores, read_predictions
 from mindlab.llm.embeddings import MiniLMEncoder, news_vectors
 from mindlab.prompts import NextTopic, NextTopicParts
+from mindlab.recommenders import smollm2
 from mindlab.recommenders.base import history_share
 from mindlab.recommenders.embedding import CACHE, LME, Reading, history_scores, unit
 from mindlab.report.figure import Row, forest
 from mindlab.report.published import RECPROMPT, read_published
-from mindlab.runs import rows as models
 from mindlab.runs.blend import blend_tables, choose_weights, make_blend, z_scores
-from mindlab.runs.compare import compare
-from mindlab.runs.notebook import ROOT, setup
+from mindlab.runs.compare import compare, names_of
+from mindlab.runs.notebook import ROOT, bar, setup
 from mindlab.runs.run import Request
 
 # %% tags=["parameters"]
@@ -356,13 +356,13 @@ print(record["instruction"], record["input"], "", record["output"], sep="\n")
 # adapter the repository does not carry is left out. So few say nothing about quality, only what it takes.
 
 # %%
-models.get_model()
+smollm2.get_model()
 topic, click = (
     [f"smollm2-{form}-{kind}" for kind in ("lora", "base")] for form in ("next_topic", "next_click")
 )
-ready = [name for name in [*topic, *click] if name in models.names_of("dev", has_training=False)]
+ready = [name for name in [*topic, *click] if name in names_of("dev", has_training=False)]
 print("left out, no adapter here:", *(sorted({*topic, *click} - {*ready}) or ["none"]))
-made = [models.make_row(name, data, n_llm, run_folder, seed=seed) for name in ready]
+made = compare(Request(data, limit=n_llm, seed=seed), ready, run_folder, cases=bar)
 live = pd.DataFrame([reporting.measure(run).row for run in made]).set_index("name")
 live["minutes for all, at most"] = live["ms_per_impression"] * len(test) / 60_000
 display(

@@ -32,7 +32,7 @@ from mindlab.common.errors import UserError
 from mindlab.data.mind import read_mind
 from mindlab.recommenders import METHODS
 from mindlab.recommenders.oracle import FILE_NAME
-from mindlab.runs import kept, rows
+from mindlab.runs import kept
 from mindlab.runs.blend import BLENDS, make_blend
 from mindlab.runs.compare import compare, names_of
 from mindlab.runs.run import Request
@@ -120,7 +120,7 @@ def make(name: str, since: str) -> list[tuple[str, list[dict], dict[str, Any]]]:
     protocol, limit = first["protocol"], first["n_impressions"]
     wanted = [row["name"] for row in known]
     if name == COMPARE:  # all that applies, on all impressions; its first table is of some
-        usual = [*names_of(protocol), *rows.names_of(protocol), *BLENDS]
+        usual = [*names_of(protocol), *BLENDS]
         wanted, limit = list(dict.fromkeys([*wanted, *usual])), None
     runs = {row: run for row in wanted if (run := kept_run(name, row))}
     cheap = [row for row in wanted if row not in runs and is_cheap(row)]
@@ -215,7 +215,6 @@ def pairs_of(before: Iterable[dict[str, Any]], here: Sequence[str]) -> list[tupl
     known = [(row["name"], entry["against"]) for row in before for entry in row["paired"]]
     pairs = [pair for pair in known if pair[1] != reporting.DEFAULT_REFERENCE]
     pairs += [(name, other) for name, method in METHODS.items() for other in method.against]
-    pairs += [*rows.PAIRS, *rows.SAMPLED_PAIRS]
     pairs += [(blend, part) for blend, parts in BLENDS.items() for part in parts]
     return [pair for pair in dict.fromkeys(pairs) if set(pair) <= set(here)]
 

@@ -19,10 +19,10 @@ from mindlab.llm.summaries import BLOCK, Summariser, read_summary
 from mindlab.llm.writing import HFWriter
 from mindlab.prompts import neutral_titles
 from mindlab.prompts.special_tokens import PATTERN
-from mindlab.recommenders import llm
+from mindlab.recommenders import llm, smollm2
 from mindlab.recommenders.base import Prepared
 from mindlab.report import written_text
-from mindlab.runs import rows as llm_rows
+from mindlab.runs.compare import names_of
 from mindlab.tasks import Sampled
 from mindlab.tasks.sampled import INTERACTIONS
 from tests.asked import ask
@@ -373,14 +373,10 @@ def test_the_shift_of_an_adapter_trained_on_as_many_yes_as_no(request_of, data, 
 
 
 def test_the_rows_belong_to_sampled_alone():
-    names = llm_rows.names_of("sampled")
-    assert len(names) == 6
-    assert not set(names) & set(llm_rows.NAMES)
-    assert {name for pair in llm_rows.SAMPLED_PAIRS for name in pair} == set(names)
-    assert ("smollm2-recurrent-lora", "smollm2-recent-lora") in llm_rows.SAMPLED_PAIRS
-    assert (
-        set(llm_rows.names_of("dev")) == set(llm_rows.names_of("sampled-impression")) == set(llm_rows.NAMES)
-    )
+    rows = {method.name: method for method in smollm2.of_summaries()}
+    assert set(rows) <= set(names_of("sampled"))
+    assert not set(rows) & {*names_of("dev"), *names_of("sampled-impression")}
+    assert "smollm2-recent-lora" in rows["smollm2-recurrent-lora"].against
 
 
 def test_the_table_has_a_column_for_writing(tmp_path):

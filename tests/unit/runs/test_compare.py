@@ -11,12 +11,16 @@ import numpy as np
 import pytest
 
 from mindlab.common import cli
+from mindlab.common.errors import UserError
 from mindlab.data import synthetic
 from mindlab.data.mind import read_mind
-from mindlab.evaluation.predictions import seed_files
+from mindlab.evaluation.predictions import read_predictions, seed_files
 from mindlab.finetune import factory
-from mindlab.runs import rows as llm_rows
-from mindlab.runs.run import lead_of_last
+from mindlab.recommenders import METHODS
+from mindlab.recommenders import smollm2 as models
+from mindlab.recommenders.base import Method, Recommender
+from mindlab.runs.compare import compare as run_methods
+from mindlab.runs.run import Request, lead_of_last
 from scripts import compare
 from tests import official
 
@@ -175,48 +179,60 @@ def test_language_models_beside_the_others(run_compare, tmp_path, smollm2):
 
     code, _, err = run_compare("--protocol", "seed", "--only", names[1], "--out", tmp_path / "seed")
     assert code == 2
-    assert "applies to split test of the protocols dev and sampled-impression alone" in err
+    assert "protocol seed does not go with format next_click" in err
 
 
 def test_a_carried_adapter_is_taken_for_its_own_data_and_settings_alone(data, monkeypatch):
     name = "smollm2-next_click-lora"
     folder = Path("data/reference_runs/demo") / name / "adapter"
-    assert llm_rows.carried(name, "data/sample") == folder
-    assert llm_rows.carried(name, str(data)) is None
-    assert llm_rows.carried("smollm2-pointwise-lora", "data/sample") is None
+    assert METHODS[name].carried("data/sample") == folder
+    assert METHODS[name].carried(data) is None
+    assert METHODS["smollm2-pointwise-lora"].carried("data/sample") is None
     load = factory.load
     monkeypatch.setattr(factory, "load", lambda *args: load(*args) | {"learning_rate": 1.0})
-    assert llm_rows.carried(name, "data/sample") is None
+    assert METHODS[name].carried("data/sample") is None
 
 
-def test_a_tuned_row_of_several_seeds_holds_the_predictions_of_each(tmp_path, monkeypatch):
-    trained, scored = [], []
+def test_a_tuned_row_of_several_seeds_holds_the_predictions_of_each(data, tmp_path, monkeypatch):
+    """Three trainings, the first of them carried; what each adapter would score is its number."""
+    trained = []
 
     def tune(form, data, folder, overrides, **_):
-        trained.append(overrides["seed"])
+        trained.append((folder.name, overrides["seed"]))
         return folder
 
-    def score(data, form, adapter, limit, out, **_):
-        scored.append(adapter and adapter.name)
-        out.mkdir(parents=True)
-        (out / "predictions.parquet").write_text(str(adapter and adapter.name))
-        return out
+    class Seed(Recommender):
+        def __init__(self, asked):
+            self.adapter = asked.adapter
 
-    monkeypatch.setattr(llm_rows, "tune", tune)
-    monkeypatch.setattr(llm_rows, "score", score)
-    run = llm_rows.make_row("smollm2-next_click-lora", "data/sample", None, tmp_path, n_seeds=3)
-    assert trained == [43, 44]
-    assert scored == ["adapter", "smollm2-next_click-lora-43", "smollm2-next_click-lora-44"]
-    assert [file.read_text() for file in seed_files(run)] == scored
-    llm_rows.make_row("smollm2-next_click-base", "data/sample", None, tmp_path, n_seeds=3)
-    assert scored[3:] == [None]
+        def score(self, test, news, past=None):
+            return np.full(len(test.news), float(Path(self.adapter).name.rpartition("-")[2] or 42))
+
+    name = "smollm2-next_click-lora"
+    carried = tmp_path / "adapter-42"
+    monkeypatch.setattr(models, "tune", tune)
+    monkeypatch.setattr(models.Tuned, "carried", lambda *_: carried)
+    monkeypatch.setattr(models, "ranker", lambda name, asked, how: Method(name, lambda: Seed(asked)))
+    (run,) = run_methods(Request(str(data), limit=5), [name], tmp_path / "out", n_long=3)
+    assert trained == [(f"{name}-43", 43), (f"{name}-44", 44)]
+    assert [set(read_predictions(file)["score"].to_pylist()) for file in seed_files(run)] == [
+        {42.0},
+        {43.0},
+        {44.0},
+    ]
+    assert json.loads((run / "manifest.json").read_text())["seeds"] == [42, 43, 44]
+
+
+def test_a_tuned_row_has_seen_the_validation_day(data, tmp_path):
+    with pytest.raises(UserError, match="trained on the validation day"):
+        run_methods(Request(str(data), split="valid"), ["smollm2-next_click-lora"], tmp_path)
 
 
 @pytest.mark.parametrize("form", ["next_click", "pointwise"])
 def test_the_records_of_a_training_are_built_once(data, tmp_path, monkeypatch, capsys, smollm2, form):
     """As demo.py and compare.py do before they train a row: with a bar, and not a second time."""
-    monkeypatch.setattr(llm_rows, "MODEL", str(smollm2))
-    llm_rows.build_records(str(data), form, tmp_path)
+    monkeypatch.setattr(models, "MODEL", str(smollm2))
+    models.build_records(str(data), form, tmp_path)
     err = capsys.readouterr().err
     for split in ("fit", "valid", "train"):
         name = f"mind_dev_{form}_{split}"
@@ -224,7 +240,7 @@ def test_the_records_of_a_training_are_built_once(data, tmp_path, monkeypatch, c
         assert n > 100
         assert f"{name}: {n if n < 1000 else f'{n / 1000:.2f}k'} records" in err
     files = {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
-    llm_rows.build_records(str(data), form, tmp_path)
+    models.build_records(str(data), form, tmp_path)
     assert "already built" in capsys.readouterr().err
     assert files == {path: path.stat().st_mtime_ns for path in tmp_path.rglob("*")}
 

@@ -9,7 +9,7 @@ import pytest
 
 from mindlab.common import cli
 from mindlab.data import recprompt
-from mindlab.runs import rows
+from mindlab.recommenders import smollm2 as models
 from mindlab.runs.compare import compare
 from mindlab.runs.run import Request
 from scripts import demo
@@ -59,9 +59,9 @@ def run_demo(adapter, monkeypatch, capsys, tmp_path):
         scored[out.relative_to(tmp_path / "out").as_posix()] = data, limit, which is None
         return out
 
-    monkeypatch.setattr(rows, "get_model", lambda: None)
-    monkeypatch.setattr(rows, "tune", lambda *_: adapter)
-    monkeypatch.setattr(rows, "score", score)
+    monkeypatch.setattr(models, "get_model", lambda: None)
+    monkeypatch.setattr(models, "tune", lambda *_: adapter)
+    monkeypatch.setattr(demo, "score", score)
 
     def run(*words):
         monkeypatch.setattr(sys, "argv", ["demo.py", "--out", str(tmp_path / "out"), *map(str, words)])
@@ -78,7 +78,7 @@ def read_board(folder: Path) -> dict[str, dict]:
 
 def test_both_models_and_two_methods_on_real_news(real, adapter, smollm2, monkeypatch, capsys, tmp_path):
     """Of a pair of one's own there are no published rows; what is done is not done again."""
-    monkeypatch.setattr(rows, "MODEL", str(smollm2))
+    monkeypatch.setattr(models, "MODEL", str(smollm2))
     page = demo.on_real_news("next_click", adapter, 2, tmp_path, "make demo")
     out, err = capsys.readouterr()
     assert page == tmp_path / "report.html"
