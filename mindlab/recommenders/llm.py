@@ -40,6 +40,10 @@ class LLMMethod(Method):
         default_factory=dict
     )  # to the engine's constructor: what no score depends on
 
+    def __reduce__(self) -> tuple:
+        """Pickle as what is asked."""
+        return ranker, (self.name, self.asked, dict(self.how))
+
     def check(self, task: Task) -> None:
         """Raise UserError for options that do not go together, or not with a task."""
         self.asked.check(task)
