@@ -364,7 +364,7 @@ def test_a_siblings_click_in_the_history_is_noticed(test_prompts_of, monkeypatch
         return np.append(user_history(impressions, i), clicked)
 
     user_history = Impressions.user_history
-    monkeypatch.setattr(Impressions, "reader_history", with_clicks)
+    monkeypatch.setattr(Impressions, "user_history", with_clicks)
     with pytest.raises(AssertionError, match="a prompt depends on a label"):
         prompts_without_labels(test_prompts_of, "dev", form)
 
