@@ -385,6 +385,7 @@ for name in [*topic, *click]:
     row = known.get(name)
     print(f"{name}:", f"tuned on {row.get('trained_on') or 'nothing'}" if row else "not in this table yet")
 
+
 # %%
 def tell(tuned, untrained):
     """Print what the kept table says of two rows, whole and in parts."""
