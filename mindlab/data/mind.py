@@ -195,7 +195,7 @@ def read_mind(
     >>> mind.news.title.tolist()
     ['A "b', 'C']
     >>> dev = mind.splits["dev"]
-    >>> dev.candidates(0).tolist(), dev.candidate_labels(0).tolist(), dev.reader_history(0).tolist()
+    >>> dev.candidates(0).tolist(), dev.candidate_labels(0).tolist(), dev.user_history(0).tolist()
     ([0, 1], [0, 1], [1, 0])
     >>> str(dev.times[0])
     '2019-11-15T21:05:00'

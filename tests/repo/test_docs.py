@@ -148,7 +148,12 @@ def test_commands_parse(name):
 
 @pytest.mark.parametrize("name", DOCS)
 def test_configs_named_in_the_documents_exist(name):
-    named = {word for text in code(read(name)) for word in re.findall(r"configs/[\w/]+\.yaml", text)}
+    named = {
+        word
+        for text in code(read(name))
+        for word in re.findall(r"configs/[\w/]+\.yaml", text)
+        if "MODEL" not in word
+    }
     assert all((ROOT / path).is_file() for path in named), named
 
 

@@ -423,7 +423,7 @@ def test_the_control_holds_the_same_titles_in_other_lists(sample, tmp_path):
         return np.mean([a == b for a, b in pairs])
 
     assert share_alike(plain) > 2 * share_alike(control)
-    with pytest.raises(UserError, match="a control of next_click and next_topic; format pointwise has none"):
+    with pytest.raises(UserError, match="next_click or next_topic alone, not with pointwise"):
         build(sample, BuildOptions("dev", "pointwise", permute_titles=True), tmp_path)
 
 
@@ -513,6 +513,7 @@ def test_very_short_and_very_long_titles_are_dropped_one_by_one_too(glm4_chat, f
             "next_click": NextClickParts(titles),
             "next_topic": NextTopicParts(titles, ["a, b"]),
             "pointwise": PointwiseParts(titles, "Hi", True),
+            "pointwise_topics": PointwiseParts(titles, "Hi", True),
             "summary": SummaryParts("Hi there.", titles, "Hi", True),
             "likes_dislikes": LikesDislikesParts(["A"], ["B"], titles, "C", True),
         }[form.name]
@@ -611,7 +612,7 @@ def test_no_shorten_keeps_the_bytes_and_says_unchecked(run, tiny_glm, glm4_chat,
 @pytest.mark.parametrize(
     ("words", "message"),
     [
-        (["--protocol", "mine", "--format", "pointwise"], "protocol 'mine' with format 'pointwise'"),
+        (["--protocol", "mine", "--format", "pointwise"], "protocol 'mine': expected seed, dev"),
         (["--protocol", "seed", "--format", "pointwise"], "protocol 'seed' with format 'pointwise'"),
         (["--protocol", "dev", "--format", "likes_dislikes"], "expected one of seed x likes_dislikes"),
         (

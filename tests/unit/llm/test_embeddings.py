@@ -219,7 +219,7 @@ def test_log_mean_exp_equals_the_plain_formula():
 def test_the_ranker_takes_log_mean_exp(tmp_path):
     news, train = tasteful(60, 0)
     model = EmbeddingCosine(Hidden(0.1), "lme", (LME,), cache=tmp_path).fit(train, news, None, None)
-    assert model.chosen == {"centred": False, "reader": "lme", "strength": 10.0}
+    assert model.chosen == {"centred": False, "reading": "lme", "strength": 10.0}
     scores = score_without_labels(model, train, news)
     assert np.array_equal(scores, history_scores(train, model.vectors, [LME])[0])
     assert auc_of(model, train, news) > 0.95
@@ -295,7 +295,7 @@ class TestRankers:
         assert max(one["auc"] for one in model.tried) == pytest.approx(1.0)
         assert auc_of(model, tasteful(100, 1)[1], news) == pytest.approx(1.0)
         first = EmbeddingCosine(Two(), "two", READINGS, cache=tmp_path).fit(train, news, None, None)
-        assert first.chosen == {"view": "noise", "centred": False, "reader": "mean", "strength": 0.0}
+        assert first.chosen == {"view": "noise", "centred": False, "reading": "mean", "strength": 0.0}
         assert first.saved_seconds > 0 or model.saved_seconds == 0
 
     def test_centring_takes_the_known_news_mean_away(self, tmp_path):

@@ -282,7 +282,6 @@ def test_the_key_of_llamafactorys_api_is_in_its_environment_alone(api):
 # What stands in for llamafactory-cli below, the helper being one of the processes that a server may start.
 FAKE = """
 import http.server, os, subprocess, sys, time
-from tests.asked import ask
 helper = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(60)"])
 print("helper", helper.pid, "of", os.getpid(), "key", os.environ["API_KEY"], flush=True)
 class Handler(http.server.BaseHTTPRequestHandler):

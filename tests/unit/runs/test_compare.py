@@ -87,7 +87,7 @@ def test_a_row_for_a_model_of_ones_own(run_compare, tmp_path, tiny_glm):
         code, _, err = run_compare(*words)
         assert code == 0, err
         manifest = json.loads((out / name / "manifest.json").read_text("utf-8"))
-        assert {"layer", "pooling", "centred", "reader"} <= set(manifest["chosen"])
+        assert {"layer", "pooling", "centred", "reading"} <= set(manifest["chosen"])
         rows.append({row["name"]: row for row in json.loads((out / "leaderboard.json").read_text("utf-8"))})
     first, again = (one[name] for one in rows)
     assert first["auc"] == again["auc"]
@@ -103,14 +103,14 @@ def test_mistakes_are_one_line(run_compare, tmp_path):
     code, _, err = run_compare("--only", "populrity", "--out", tmp_path)
     assert code == 2
     assert err.splitlines()[-1].startswith("error: no recommender 'populrity'; expected one of random")
-    for protocol, name, where in (
-        ("dev", "smollm2-recent-base", "protocol sampled alone"),
-        ("sampled", "smollm2-next_click-base", "protocols dev and sampled-impression alone"),
-        ("seed", "smollm2-recurrent-lora", "protocol sampled alone"),
+    for protocol, name, form in (
+        ("dev", "smollm2-recent-base", "summary"),
+        ("sampled", "smollm2-next_click-base", "next_click"),
+        ("seed", "smollm2-recurrent-lora", "summary"),
     ):
         code, _, err = run_compare("--protocol", protocol, "--only", name, "--out", tmp_path)
         assert code == 2
-        assert err.splitlines()[-1] == f"error: {name} applies to split test of the {where}"
+        assert err.splitlines()[-1] == f"error: protocol {protocol} does not go with format {form}"
 
 
 @pytest.mark.parametrize("protocol", ["sampled", "sampled-impression"])

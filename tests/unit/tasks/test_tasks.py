@@ -202,6 +202,6 @@ def test_sampled_asks_for_the_last_click():
     assert np.array_equal(again.news, test.news)
 
 
-def test_sampled_needs_readers_with_clicks(week):
-    with pytest.raises(UserError, match="readers with more than 10 clicks"):
+def test_sampled_needs_users_with_clicks(week):
+    with pytest.raises(UserError, match="users with more than 10 clicks"):
         task_of("sampled").splits(week, 0)
