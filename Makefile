@@ -8,9 +8,10 @@ BIN := .venv/bin
 demo: .venv/ready
 	$(BIN)/python scripts/demo.py
 
+# Two processes of one thread: small models and starts of Python gain little from a second thread.
 test: .venv/ready
 	$(BIN)/python scripts/get_model.py smollm2-135m
-	$(BIN)/python -m pytest
+	OMP_NUM_THREADS=1 $(BIN)/python -m pytest -n 2 --dist loadfile
 
 notebooks: .venv/ready
 	$(BIN)/python scripts/get_model.py smollm2-135m

@@ -35,7 +35,8 @@ def main() -> None:
     parser.add_argument("--template", help="its LLaMA-Factory template (default: told by its config.json)")
     parser.add_argument("--json", action="store_true", help="print the plan as JSON")
     args = parser.parse_args()
-    shape, training = plan.shape_of(args.model), plan.Training.of(factory.load(args.config))
+    training = plan.Training.of(factory.load(args.config))
+    shape = plan.shape_of(args.model)
     memory = {
         training.method: plan.training_memory(shape, training),
         "scoring": plan.scoring_memory(shape, training.cutoff_len),

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Self
 
 import numpy as np
-from scipy.stats import t as student_t
+from scipy.special import stdtrit  # the quantile of Student's t; scipy.stats takes a second to import
 
 # With fewer users, or news, an interval stands on too little to go without a word.
 FEW_CLUSTERS = 30
@@ -178,7 +178,7 @@ def _ratio_interval(
         sizes.append(size)
     variance = max(sum(variances), variances[0])
     fewest = min(sizes[:2])
-    half = float(student_t.ppf(0.5 + level / 2, fewest - 1) * np.sqrt(variance))
+    half = float(stdtrit(fewest - 1, 0.5 + level / 2) * np.sqrt(variance))
     return Interval(float(mean), float(mean) - half, float(mean) + half, n, fewest)
 
 

@@ -154,9 +154,6 @@ def shape_of(model: str) -> Shape:
 
     Raises UserError for neither, and for a config.json that transformers makes no causal model of.
     """
-    import torch
-    from transformers import AutoConfig, AutoModelForCausalLM
-
     path, short = Path(model) / "config.json", model.rsplit("/", 1)[-1]
     if path.is_file():
         sizes = read_json(path, "get the model again")
@@ -165,6 +162,9 @@ def shape_of(model: str) -> Shape:
         kind, sizes = KNOWN[short]
     else:
         raise UserError(f"{model}: no such model folder, and not one of {', '.join(KNOWN)}")
+    import torch
+    from transformers import AutoConfig, AutoModelForCausalLM
+
     try:
         config = AutoConfig.for_model(kind, **sizes)
         with torch.device("meta"):

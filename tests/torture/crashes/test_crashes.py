@@ -571,6 +571,7 @@ class TestNoOrphan:
         assert wait_for(lambda: output.exists() and "arguments" in output.read_text())
         return int(output.read_text().split()[1])
 
+    @pytest.mark.slow
     def test_after_a_sigkill_of_the_launcher_and_until_then_the_folder_is_held(self, code, tmp_path):
         (tmp_path / "fake.py").write_text(RELUCTANT)
         launcher = subprocess.Popen([sys.executable, "-c", code], cwd=ROOT, stderr=subprocess.DEVNULL)

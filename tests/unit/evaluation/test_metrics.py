@@ -71,7 +71,7 @@ def test_a_click_below_the_cutoff_earns_nothing():
 
 def test_equals_the_official_script_without_ties():
     rng = np.random.default_rng(5)
-    sizes = np.append([2, 300], rng.integers(2, 301, size=4998))
+    sizes = np.append([2, 300], rng.integers(2, 301, size=998))
     offsets = np.concatenate([[0], np.cumsum(sizes)])
     scores = rng.permutation(offsets[-1]).astype(float)
     labels = np.zeros(offsets[-1], np.int8)

@@ -104,6 +104,7 @@ def test_a_cutoff_that_is_too_short_takes_the_question_away(tiny_glm, tmp_path, 
     assert "S&P 500?" not in printed.split("inputs:\n")[1]
 
 
+@pytest.mark.slow
 def test_a_killed_run_goes_on_through_the_real_command_line_and_is_not_repeated(
     tiny_glm, tmp_path, monkeypatch, capsys
 ):

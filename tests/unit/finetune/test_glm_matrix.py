@@ -92,7 +92,8 @@ def checkout(models, tmp_path_factory) -> Path:
     return root
 
 
-@pytest.fixture(scope="module", params=NAMES)
+# The second model goes the same ways, so it takes its time in the slow tests.
+@pytest.fixture(scope="module", params=["glm", pytest.param("glm4", marks=pytest.mark.slow)])
 def lab(request, models, checkout, tmp_path_factory) -> Lab:
     folder, model = tmp_path_factory.mktemp("saves"), models[request.param]
     yaml = checkout / f"train_{NAMES[request.param]}_lora_sft.yaml"
@@ -233,6 +234,7 @@ def quick_environment(**extra: str) -> dict[str, str]:
     return {**os.environ, "OMP_NUM_THREADS": "1", "CUDA_VISIBLE_DEVICES": "", **extra}
 
 
+@pytest.mark.slow
 def test_chat_answers_in_the_terminal(lab, strong):
     done = subprocess.run(
         command(lab, "chat", strong), cwd=lab.root, env=quick_environment(), input="Yes or No?\nexit\n",
@@ -244,6 +246,7 @@ def test_chat_answers_in_the_terminal(lab, strong):
     assert len(answer.strip()) > 20  # a random model hardly ever stops by itself
 
 
+@pytest.mark.slow
 def test_api_answers_over_http(lab, strong, tmp_path, monkeypatch):
     paths = {"model_name_or_path": str(lab.model), "adapter_name_or_path": str(strong)}
     yaml, output = lab.yaml("infer/{}_lora_chat"), tmp_path / "api.txt"

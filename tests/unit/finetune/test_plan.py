@@ -194,6 +194,7 @@ def test_a_users_mistake_is_one_line(words, message):
     assert "Traceback" not in done.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_plan_as_json():
     made = json.loads(script("--model", SMOLLM2, "--json").stdout)

@@ -58,6 +58,7 @@ def tiny_qwen3(tmp_path_factory):
     return folder
 
 
+@pytest.mark.slow
 def test_the_yaml_trains_and_its_adapter_scores(tiny_qwen3, tmp_path):
     assert template_of(tiny_qwen3) == factory.load(CONFIG)["template"] == "qwen3_nothink"
     mind = read_mind(ROOT / "data/sample")

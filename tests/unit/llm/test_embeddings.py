@@ -306,7 +306,7 @@ class TestRankers:
         raw = unit(Hidden().encode(news.title)[:, 0])
         assert model.vectors == pytest.approx(unit(raw - raw[known].mean(0)), abs=1e-6)
 
-    @pytest.mark.parametrize("kind", ["logistic", "lightgbm", "nrms"])
+    @pytest.mark.parametrize("kind", ["logistic", "lightgbm", pytest.param("nrms", marks=pytest.mark.slow)])
     def test_a_learned_ranker_beats_the_cosine_it_starts_from(self, tmp_path, kind):
         (news, train), (_, test) = tasteful(800, 0), tasteful(300, 1)
         valid = train.take(np.arange(600, 800))

@@ -263,7 +263,7 @@ def test_an_answer_is_greedy_and_stops_at_the_stop_id(engines):
 # The scorers against one plain call per candidate
 
 
-@pytest.mark.parametrize("name", ["glm", "glm4", "smollm2"])
+@pytest.mark.parametrize("name", ["glm", "glm4", pytest.param("smollm2", marks=pytest.mark.slow)])
 def test_texts_side_by_side_are_what_each_would_be_alone(engines, name):
     engine, rng = engines[name], np.random.default_rng(5)
     shared = rng.integers(5, 300, size=20).tolist()

@@ -218,7 +218,7 @@ def test_a_kill_half_way_costs_no_answer(impressions, tmp_path):
     assert whole.explanations == again.explanations
 
 
-@pytest.mark.parametrize("kind", ["tiny_glm", "smollm2"])
+@pytest.mark.parametrize("kind", ["tiny_glm", pytest.param("smollm2", marks=pytest.mark.slow)])
 def test_held_to_its_candidates_any_model_answers_all_of_them(impressions, request, tmp_path, kind):
     """Random weights too."""
     model, template = request.getfixturevalue(kind), {"tiny_glm": "glm4", "smollm2": "smollm2"}[kind]

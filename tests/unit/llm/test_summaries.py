@@ -399,6 +399,7 @@ def test_the_table_has_a_column_for_writing(tmp_path):
     assert "<th>writing</th>" not in report.write_leaderboard(tmp_path / "none", without).read_text("utf-8")
 
 
+@pytest.mark.slow
 @pytest.mark.model
 def test_the_small_model_writes_and_is_scored_beside_the_others(smollm2, tmp_path, monkeypatch):
     """Two users: scripts/compare.py gives the row without a summary, the one with it, and the difference."""

@@ -217,6 +217,7 @@ def test_tokens_read_leaves_out_what_the_cache_held(sharp):
     assert read(worker.line_log_probs, asks) == 8 + 2 + 1
 
 
+@pytest.mark.slow
 def test_answers_equal_hfs(sharp, in_process):
     prompts = [prefix for prefix, _ in some_asks(300)]
     engines = HFEngine(sharp), VllmEngine(sharp, serve_python=sys.executable)

@@ -174,7 +174,7 @@ def alone(writer, text, stop_at):
 
 
 class TestHFWriter:
-    @pytest.mark.parametrize("kind", ["tiny_glm", "smollm2"])
+    @pytest.mark.parametrize("kind", ["tiny_glm", pytest.param("smollm2", marks=pytest.mark.slow)])
     def test_a_batch_is_what_one_prompt_at_a_time_would_be(self, request, kind):
         model = request.getfixturevalue(kind)
         template = {"tiny_glm": "glm4", "smollm2": "smollm2"}[kind]
@@ -185,7 +185,7 @@ class TestHFWriter:
         assert len(set(found)) > 1
         assert 0 < writer.tokens_written <= 36
 
-    @pytest.mark.parametrize("kind", ["tiny_glm", "smollm2"])
+    @pytest.mark.parametrize("kind", ["tiny_glm", pytest.param("smollm2", marks=pytest.mark.slow)])
     def test_an_answer_keeps_the_schema(self, request, kind):
         model, template = request.getfixturevalue(kind), {"tiny_glm": "glm4", "smollm2": "smollm2"}[kind]
         records = [record(title) for title in TITLES]

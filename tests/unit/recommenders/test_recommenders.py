@@ -219,7 +219,13 @@ def test_a_click_from_the_future_is_noticed(seconds):
         scores_without_the_future(fitted(Foreseeing(seconds), train, news), train, test, news)
 
 
-@pytest.mark.parametrize("name", [name for name in SIMPLE if name != "minilm"])
+# Five seconds a fit, of a language model on a laptop.
+TOKENS = pytest.param("tokens-tfidf", marks=pytest.mark.slow)
+
+
+@pytest.mark.parametrize(
+    "name", [TOKENS if name == "tokens-tfidf" else name for name in SIMPLE if name != "minilm"]
+)
 class TestEveryRecommender:
     def test_follows_the_contract(self, name):
         recommender = fitted(make_recommender(name))
@@ -458,7 +464,10 @@ def tasteful(n, seed):
     return make_news(titles), make_impressions(rows)
 
 
-@pytest.mark.parametrize("name", NEURAL[:3])  # that over vectors: test_embeddings.py
+# Over vectors: test_embeddings.py.
+@pytest.mark.parametrize(
+    "name", [NEURAL[0], *(pytest.param(name, marks=pytest.mark.slow) for name in NEURAL[1:3])]
+)
 def test_a_neural_recommender_learns_taste(name):
     from mindlab.recommenders.neural.model import Neural, Settings
 

@@ -76,6 +76,7 @@ def read_board(folder: Path) -> dict[str, dict]:
     return {row["name"]: row for row in json.loads((folder / "leaderboard.json").read_text("utf-8"))}
 
 
+@pytest.mark.slow
 def test_both_models_and_two_methods_on_real_news(real, adapter, smollm2, monkeypatch, capsys, tmp_path):
     """Of a pair of one's own there are no published rows; what is done is not done again."""
     monkeypatch.setattr(models, "MODEL", str(smollm2))

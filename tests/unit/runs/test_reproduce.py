@@ -205,6 +205,7 @@ compare(Request(data, limit=40), ["popularity", "category", "tfidf", "lightgbm"]
 """
 
 
+@pytest.mark.slow
 def test_metrics_are_the_same_across_numbers_of_threads(tmp_path, tiny_glm, monkeypatch):
     data = tmp_path / "sample"
     make_sample(data, 300, 80, seed=3)
