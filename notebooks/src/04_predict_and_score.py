@@ -150,12 +150,12 @@ dev = mind.splits["dev"]
 dev_rows = tasks.limit(len(dev), n_dev, seed)
 cut = factory.load("configs/train/smollm2_135m_lora_sft.yaml")["cutoff_len"]
 form = NextClick()
-ranker = NextClickScorer(engine, chat, titles, form, form.history_length, cut)
+scorer = NextClickScorer(engine, chat, titles, form, form.history_length, cut)
 sizes = np.diff(dev.offsets)
 row = int(np.flatnonzero((sizes >= 5) & (sizes <= 8))[0])
 history, candidates = dev.user_history(row), dev.candidates(row)
 print(*titles[history[-form.history_length :]], sep="\n")
-one = pd.DataFrame({"score": ranker.score(history.tolist(), candidates.tolist())})
+one = pd.DataFrame({"score": scorer.score(history.tolist(), candidates.tolist())})
 one["clicked"], one["title"] = dev.candidate_labels(row), titles[candidates]
 display(one.sort_values("score", ascending=False).round(2))
 
@@ -166,7 +166,7 @@ display(one.sort_values("score", ascending=False).round(2))
 
 # %%
 stranger = int(np.flatnonzero(np.diff(dev.history_offsets)[dev.history] == 0)[0])
-tied = ranker.score([], dev.candidates(stranger).tolist())
+tied = scorer.score([], dev.candidates(stranger).tolist())
 lone = dev.candidate_labels(stranger)
 auc = ranking_metrics(tied, lone, np.array([0, len(lone)]))["auc"][0]
 assert (tied == 0).all()
