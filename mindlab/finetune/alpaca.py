@@ -20,6 +20,7 @@ from mindlab.common.files import atomic_path, inside, lock, read_json, sha256, w
 from mindlab.common.parallel import thread_map
 from mindlab.data.mind import Impressions, Mind
 from mindlab.prompts import PROMPTS, check_options, prompt_of, trained_for
+from mindlab.prompts.base import Source
 from mindlab.prompts.records import RECORDS, Budget, Part, RecordWriter, Shortening, batched, blocks
 from mindlab.prompts.summary import check_way
 from mindlab.tasks import TASKS
@@ -131,7 +132,7 @@ def build(
             else:
                 written = write(impressions.without_labels(), shown) if write else None
                 texts = written and written.texts
-                samples = form.samples(impressions, mind.news, shown, options, rng, texts)
+                samples = form.samples(Source(impressions, mind.news, shown, options, rng, texts))
                 jobs = batched(samples, RECORDS)
                 parts = (run or map)(to_json, jobs)
             file = f"processed/{file_name}"

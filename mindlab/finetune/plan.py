@@ -18,6 +18,7 @@ from mindlab.common.files import read_json
 from mindlab.data.mind import Mind
 from mindlab.finetune.alpaca import BuildOptions
 from mindlab.prompts import prompt_of
+from mindlab.prompts.base import Source
 from mindlab.tasks import TASKS, limit
 
 GIB = 2**30
@@ -260,6 +261,7 @@ def training_tokens(
     prompt, rng = prompt_of(form)(), np.random.default_rng(seed)
     task = next(task for task in TASKS.values() if task.case == prompt.case)
     train = task.splits(mind, seed)["train"]
-    made = list(prompt.samples(train, mind.news, prompt.shown(mind.news), BuildOptions(task.name, form), rng))
+    source = Source(train, mind.news, prompt.shown(mind.news), BuildOptions(task.name, form), rng)
+    made = list(prompt.samples(source))
     tokens = [count(prompt.record(made[at])) for at in limit(len(made), sampled, seed)]
     return len(made) / len(mind.splits["train"]), float(np.mean(tokens))

@@ -5,6 +5,7 @@ it may also have a ``"schema"`` for its answer. Titles come in already neutralis
 """
 
 from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
 from typing import Any, ClassVar
 
 import numpy as np
@@ -21,6 +22,20 @@ YES_NO = "yes or no"  # a question for each candidate: log P(Yes) - log P(No)
 LETTER = "letter"  # one question, each candidate behind a letter
 ANSWER = "answer"  # one question about the last candidate, whose answer is also generated
 WRITTEN = "written"  # a text about all candidates, which is read
+
+
+@dataclass(frozen=True)
+class Source:
+    """What a prompt makes the records of a training split from."""
+
+    rows: Impressions  # labelled
+    news: News
+    shown: np.ndarray  # object (n_news,), from `Prompt.shown`
+    options: Any  # `mindlab.finetune.alpaca.BuildOptions`
+    rng: np.random.Generator  # decides the order and what is drawn
+    summaries: Sequence[str] | None = (
+        None  # what was written about the user of each impression, "" for nothing
+    )
 
 
 class Prompt:
@@ -63,25 +78,8 @@ class Prompt:
         """
         raise NotImplementedError
 
-    def samples(
-        self,
-        rows: Impressions,
-        news: News,
-        shown: np.ndarray,
-        options: Any,
-        rng: np.random.Generator,
-        summaries: Sequence[str] | None = None,
-    ) -> Iterator[Any]:
-        """Yield the parts of every record of a training split, in their final order.
-
-        Args:
-            rows: the labelled impressions of the split.
-            news: the catalogue.
-            shown: object (n_news,), from `shown`.
-            options: `mindlab.finetune.alpaca.BuildOptions`.
-            rng: decides the order and what is drawn.
-            summaries: what was written about the user of each impression, "" for nothing.
-        """
+    def samples(self, source: Source) -> Iterator[Any]:
+        """Yield the parts of every record of a training split, in their final order."""
         raise NotImplementedError(f"{self.name} only asks")
 
     def parts(self, history: list[str], candidate: str, summary: str = "") -> Any:

@@ -1,13 +1,13 @@
 """The tutorial's prompt, which leaks."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from mindlab.data.mind import Impressions, News
-from mindlab.prompts.base import ANSWER, Prompt, Record, yes_no
+from mindlab.data.mind import Impressions
+from mindlab.prompts.base import ANSWER, Prompt, Record, Source, yes_no
 from mindlab.prompts.tutorial_writer import TutorialWriter
 from mindlab.tasks.base import CANDIDATE
 
@@ -85,17 +85,9 @@ class LikesDislikes(Prompt):
             "output": yes_no(parts.is_click),
         }
 
-    def samples(
-        self,
-        rows: Impressions,
-        news: News,
-        shown: np.ndarray,
-        options: Any,
-        rng: np.random.Generator,
-        summaries: Sequence[str] | None = None,
-    ) -> Iterator[LikesDislikesParts]:
+    def samples(self, source: Source) -> Iterator[LikesDislikesParts]:
         """Yield the tutorial's sample of every impression."""
-        return likes_dislikes_parts(rows, shown)
+        return likes_dislikes_parts(source.rows, source.shown)
 
     def writer(self, shown: np.ndarray) -> TutorialWriter:
         """Return the fast way."""

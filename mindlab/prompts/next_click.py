@@ -1,13 +1,13 @@
 """The headlines that one user clicked, as an answer that goes on."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from mindlab.data.mind import Impressions, News
-from mindlab.prompts.base import LINE, Prompt, Record, listed
+from mindlab.data.mind import Impressions
+from mindlab.prompts.base import LINE, Prompt, Record, Source, listed
 from mindlab.prompts.users import NO_HISTORY_SHARE, clicks_of_users, permute_titles
 
 SHORTEST_LIST = 3  # titles in a list of one interest
@@ -67,19 +67,12 @@ class NextClick(Prompt):
         """
         return listed(titles) + "\n" * bool(titles)
 
-    def samples(
-        self,
-        rows: Impressions,
-        news: News,
-        shown: np.ndarray,
-        options: Any,
-        rng: np.random.Generator,
-        summaries: Sequence[str] | None = None,
-    ) -> Iterator[NextClickParts]:
+    def samples(self, source: Source) -> Iterator[NextClickParts]:
         """Yield lists of what one user clicked (`next_click_parts`)."""
-        subcategory = news.subcategory.astype(str)
-        parts = next_click_parts(rows, shown, options.history_length, rng, subcategory, options.interests)
-        return permute_titles(parts, "titles", rng) if options.permute_titles else parts
+        options, subcategory = source.options, source.news.subcategory.astype(str)
+        how = options.history_length, source.rng, subcategory, options.interests
+        parts = next_click_parts(source.rows, source.shown, *how)
+        return permute_titles(parts, "titles", source.rng) if options.permute_titles else parts
 
 
 def next_click_parts(
@@ -101,8 +94,8 @@ def next_click_parts(
     clicked = clicks_of_users(impressions)
     # A fixed order first, so that the records depend on the seed alone and not on who came first.
     lists: list[np.ndarray] = []
-    for reader in sorted(user for user, news in clicked.items() if news):
-        news = np.array(clicked[reader])
+    for user in sorted(user for user, news in clicked.items() if news):
+        news = np.array(clicked[user])
         if rng.random() < NO_HISTORY_SHARE:
             lists.append(rng.choice(news, size=1))
         if not interests:

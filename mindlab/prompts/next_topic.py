@@ -1,13 +1,13 @@
 """The topics of what a user clicks next."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from mindlab.data.mind import Impressions, News
-from mindlab.prompts.base import TOPIC, Prompt, Record, listed
+from mindlab.prompts.base import TOPIC, Prompt, Record, Source, listed
 from mindlab.prompts.special_tokens import neutralise
 from mindlab.prompts.users import NO_HISTORY_SHARE, clicks_of_users, permute_titles
 
@@ -67,18 +67,11 @@ class NextTopic(Prompt):
         """
         return f"{category}, {subcategory}"
 
-    def samples(
-        self,
-        rows: Impressions,
-        news: News,
-        shown: np.ndarray,
-        options: Any,
-        rng: np.random.Generator,
-        summaries: Sequence[str] | None = None,
-    ) -> Iterator[NextTopicParts]:
+    def samples(self, source: Source) -> Iterator[NextTopicParts]:
         """Yield titles, and the topics of the clicks that follow (`next_topic_parts`)."""
-        parts = next_topic_parts(rows, shown, topics_of(news), options.history_length, rng)
-        return permute_titles(parts, "history", rng) if options.permute_titles else parts
+        options, topics = source.options, topics_of(source.news)
+        parts = next_topic_parts(source.rows, source.shown, topics, options.history_length, source.rng)
+        return permute_titles(parts, "history", source.rng) if options.permute_titles else parts
 
 
 def topics_of(news: News) -> np.ndarray:

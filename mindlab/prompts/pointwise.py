@@ -1,13 +1,13 @@
 """One question for each candidate."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
-from mindlab.data.mind import Impressions, News
-from mindlab.prompts.base import YES_NO, Prompt, Record, latest, listed, yes_no
+from mindlab.data.mind import Impressions
+from mindlab.prompts.base import YES_NO, Prompt, Record, Source, latest, listed, yes_no
 
 
 @dataclass(frozen=True)
@@ -57,17 +57,12 @@ class Pointwise(Prompt):
         head, _, tail = self.text["input"].partition("{candidate}")
         return head.format(history=listed(history) or self.text["no_history"]), tail
 
-    def samples(
-        self,
-        rows: Impressions,
-        news: News,
-        shown: np.ndarray,
-        options: Any,
-        rng: np.random.Generator,
-        summaries: Sequence[str] | None = None,
-    ) -> Iterator[PointwiseParts]:
+    def samples(self, source: Source) -> Iterator[PointwiseParts]:
         """Yield every click and some non-clicks of the same impression (`pointwise_parts`)."""
-        return pointwise_parts(rows, shown, options.history_length, options.negatives, rng)
+        options = source.options
+        return pointwise_parts(
+            source.rows, source.shown, options.history_length, options.negatives, source.rng
+        )
 
     def parts(self, history: list[str], candidate: str, summary: str = "") -> PointwiseParts:
         """Return the parts of the question about one candidate."""

@@ -2,13 +2,13 @@
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, ClassVar
+from typing import ClassVar
 
 import numpy as np
 
 from mindlab.common.errors import UserError
-from mindlab.data.mind import Impressions, News
-from mindlab.prompts.base import YES_NO, Prompt, Record, latest, listed, yes_no
+from mindlab.data.mind import Impressions
+from mindlab.prompts.base import YES_NO, Prompt, Record, Source, latest, listed, yes_no
 from mindlab.tasks.base import USER
 
 
@@ -67,18 +67,10 @@ class Summary(Prompt):
             "output": yes_no(parts.is_click),
         }
 
-    def samples(
-        self,
-        rows: Impressions,
-        news: News,
-        shown: np.ndarray,
-        options: Any,
-        rng: np.random.Generator,
-        summaries: Sequence[str] | None = None,
-    ) -> Iterator[SummaryParts]:
+    def samples(self, source: Source) -> Iterator[SummaryParts]:
         """Yield every candidate, with the summary of its user (`summary_parts`)."""
-        texts = [""] * len(rows) if summaries is None else summaries
-        return summary_parts(rows, shown, texts, options.history_length, rng)
+        texts = [""] * len(source.rows) if source.summaries is None else source.summaries
+        return summary_parts(source.rows, source.shown, texts, source.options.history_length, source.rng)
 
     def parts(self, history: list[str], candidate: str, summary: str = "") -> SummaryParts:
         """Return the parts of the question about one candidate."""

@@ -35,6 +35,7 @@ from mindlab.prompts import (
     likes_dislikes_parts,
     neutral_titles,
 )
+from mindlab.prompts.base import Source
 from mindlab.prompts.next_click import next_click_parts
 from mindlab.prompts.next_topic import topics_of
 from mindlab.prompts.records import SLACK, Budget, Shortening, blocks, records
@@ -456,7 +457,8 @@ def test_a_format_brings_its_own_history_length():
 def some_parts(sample, titles, protocol, form, n):
     options = BuildOptions(protocol, form, history_length=30, interests=0)
     train = sample.splits["train"].take(np.random.default_rng(1).permutation(3000)[:n])
-    return list(PROMPTS[form]().samples(train, sample.news, titles, options, np.random.default_rng(2)))[:n]
+    source = Source(train, sample.news, titles, options, np.random.default_rng(2))
+    return list(PROMPTS[form]().samples(source))[:n]
 
 
 def n_dropped(form, part, record):

@@ -6,6 +6,7 @@ from mindlab.finetune.alpaca import BuildOptions
 from mindlab.llm.ask import make_scorer
 from mindlab.llm.engine import Engine
 from mindlab.llm.options import Options
+from mindlab.prompts.base import Source
 from mindlab.prompts.pointwise_topics import PointwiseTopics
 from tests.handmade import make_impressions, make_news
 
@@ -18,7 +19,7 @@ ROWS = make_impressions([("U1", 0, [0], [1, 2], [0, 1])])
 def test_a_record_by_hand():
     form = PointwiseTopics()
     options = BuildOptions("dev", form.name, negatives=4)
-    parts = form.samples(ROWS, NEWS, form.shown(NEWS), options, np.random.default_rng(0))
+    parts = form.samples(Source(ROWS, NEWS, form.shown(NEWS), options, np.random.default_rng(0)))
     records = {form.record(one)["output"]: form.record(one)["input"] for one in parts}
     ask = "\nWill this reader click the following headline? Answer Yes. or No.\n- "
     assert records == {
