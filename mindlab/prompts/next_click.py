@@ -69,9 +69,15 @@ class NextClick(Prompt):
 
     def samples(self, source: Source) -> Iterator[NextClickParts]:
         """Yield lists of what one user clicked (`next_click_parts`)."""
-        options, subcategory = source.options, source.news.subcategory.astype(str)
-        how = options.history_length, source.rng, subcategory, options.interests
-        parts = next_click_parts(source.rows, source.shown, *how)
+        options = source.options
+        parts = next_click_parts(
+            source.rows,
+            source.shown,
+            options.history_length,
+            source.rng,
+            source.news.subcategory.astype(str),
+            options.interests,
+        )
         return permute_titles(parts, "titles", source.rng) if options.permute_titles else parts
 
 
